@@ -1,0 +1,1 @@
+"""The tools: reading NVlabs' snapshots, converting them, and (in later versions) verifying and downloading them."""

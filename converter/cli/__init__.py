@@ -1,0 +1,1 @@
+"""The command lines: each parses, makes one library call, and reports."""

@@ -1,0 +1,39 @@
+"""How every command ends: exit codes, and errors as one line on standard error."""
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from converter.errors import ConverterError
+from jax_edm2.checkpoint import CheckpointError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a click command to its exit code: 0 done, 2 bad usage or input, 130 interrupted, or what it returns."""
+    name = command.name or "edm2"
+    try:
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        _fail(name, f"{error.format_message()} (see {name} --help)")
+    except (ConverterError, CheckpointError) as error:
+        _fail(name, str(error))
+    except FileExistsError as error:
+        _fail(name, f"{error}; use --force to replace it" if error.errno is None else str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        sys.exit(0)
+    except OSError as error:
+        _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"{name}: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(name: str, message: str) -> NoReturn:
+    click.echo(f"{name}: {message}", err=True)
+    sys.exit(BAD_INPUT)

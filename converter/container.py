@@ -1,0 +1,251 @@
+"""The closed list of what an NVlabs snapshot's pickle contains, and the inert record that each becomes.
+
+Sources of the formats: NVlabs/edm2 `torch_utils/persistence.py`; torch's `_utils._rebuild_*` and, for storages, the
+layout of torch.save before version 1.6; numpy's `ndarray.__reduce__`.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from converter.pickle_reader import ByteRange, File, Global, Instance, Interpreter, PickleError
+
+STORAGE_TYPES = {Global("torch", "HalfStorage"): "float16", Global("torch", "FloatStorage"): "float32"}
+ITEM_SIZES = {"float16": 2, "float32": 4}
+
+EASY_DICT = Global("dnnlib.util", "EasyDict")
+MODULE_DICT = Global("torch.nn.modules.container", "ModuleDict")
+NDARRAY = Global("numpy", "ndarray")
+
+MAX_DIMENSIONS = 8
+TORCH_MAGIC, TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A torch storage: `numel` little-endian elements in the file."""
+
+    dtype: str  # numpy's name
+    numel: int
+    data: ByteRange
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A contiguous torch tensor: its data is a range of the file."""
+
+    dtype: str  # numpy's name
+    shape: tuple[int, ...]
+    data: ByteRange
+
+
+@dataclass(eq=False)
+class DtypeRecord:
+    """A numpy dtype: kind and size ('f4'), byte order ('<', '>', '|', or '=' until BUILD says it)."""
+
+    code: str
+    order: str = "="
+
+
+@dataclass(eq=False)
+class ArrayRecord:
+    """A numpy array: a range of the file once BUILD has filled it in."""
+
+    dtype: DtypeRecord | None = None
+    shape: tuple[int, ...] = ()
+    data: ByteRange | None = None
+
+
+@dataclass(eq=False)
+class PersistentObject:
+    """An object of a class whose source is embedded in the file. The source is text here, and stays text."""
+
+    class_name: str
+    version: Any
+    source: str
+    state: dict[str, Any]
+
+
+def read_container(file: File) -> Any:
+    """The one pickle that is the whole of `file`, as records. Raises: PickleError."""
+    interpreter = Interpreter(
+        file,
+        0,
+        file.size,
+        globals_=frozenset(_CALLS) | {EASY_DICT, MODULE_DICT, NDARRAY} | frozenset(STORAGE_TYPES),
+        calls=_CALLS,
+        newobj=frozenset({EASY_DICT, MODULE_DICT}),
+        builds={Instance: _build_instance, DtypeRecord: _build_dtype, ArrayRecord: _build_array},
+    )
+    value = interpreter.run()
+    if interpreter.position != file.size:
+        raise PickleError(f"{file.size - interpreter.position} bytes follow the end of its pickle")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(_is_count, value))
+
+
+# NVlabs' persistence
+
+
+def _persistent_object(_file: File, meta) -> PersistentObject:
+    if not isinstance(meta, dict):
+        raise PickleError("a persistent object without its dictionary")
+    kinds = {"type": str, "version": int, "module_src": str, "class_name": str, "state": dict}
+    wrong = [key for key in kinds if not isinstance(meta.get(key), kinds[key])] + [key for key in meta if key not in kinds]
+    if wrong or meta["type"] != "class":
+        raise PickleError(f"a persistent object has a wrong entry {(wrong or ['type'])[0]!r:.60}")
+    return PersistentObject(meta["class_name"], meta["version"], meta["module_src"], meta["state"])
+
+
+def _build_instance(instance: Instance, state):
+    if instance.cls != MODULE_DICT or instance.state is not None or not isinstance(state, dict):
+        raise PickleError(f"BUILD does not fit {instance.cls}")
+    instance.state = state
+
+
+def _empty_dict(_file: File) -> dict:
+    return {}
+
+
+def _set(_file: File, items) -> frozenset:
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise PickleError("a set of something other than text")
+    return frozenset(items)
+
+
+# torch
+
+
+def _storage(file: File, payload) -> Storage:
+    """The storage of a nested torch.save stream: five pickles, a count, and the elements to the payload's end."""
+    if not isinstance(payload, ByteRange):
+        raise PickleError("a tensor's data is not a byte string")
+    position, end = payload.offset, payload.offset + payload.length
+
+    def fail(what):
+        raise PickleError(f"the tensor data at byte {payload.offset}: {what}")
+
+    def unpickle(**allowed):
+        nonlocal position
+        interpreter = Interpreter(file, position, end, window=512, **allowed)
+        value = interpreter.run()
+        position = interpreter.position
+        return value
+
+    start = file.read(position, min(4, payload.length))
+    if start.startswith(b"PK"):
+        fail("is a zip file, as torch.save writes since 1.6; snapshots hold the older layout")
+    if unpickle() != TORCH_MAGIC:
+        fail("does not begin as torch.save's layout does")
+    if unpickle() != TORCH_PROTOCOL:
+        fail("has another protocol version than 1001")
+    system = unpickle()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        fail("is not little-endian")
+    header = unpickle(globals_=frozenset(STORAGE_TYPES), persistent=lambda pid: pid)
+    if not isinstance(header, tuple) or len(header) != 6 or header[0] != "storage":
+        fail("is not a single storage")
+    _, kind, key, location, numel, view = header
+    if not isinstance(kind, Global) or kind not in STORAGE_TYPES:
+        fail("has no known storage type")
+    if not isinstance(key, str) or not isinstance(location, str) or not _is_count(numel) or view is not None:
+        fail("has a malformed storage description")
+    if unpickle() != [key]:
+        fail("lists other storages than its own")
+    if end - position < 8:
+        fail("breaks off before its elements")
+    (count,) = struct.unpack("<q", file.read(position, 8))
+    data = ByteRange(position + 8, end - position - 8)
+    dtype = STORAGE_TYPES[kind]
+    if count != numel or data.length != numel * ITEM_SIZES[dtype]:
+        fail(f"announces {numel} and {count} elements of {dtype} and holds {data.length} bytes")
+    return Storage(dtype, numel, data)
+
+
+def _tensor(_file: File, storage, offset, shape, stride, requires_grad, hooks, *more) -> TensorRecord:
+    if more:
+        raise PickleError("a tensor with metadata (conjugate or negative view) is not supported")
+    if not isinstance(storage, Storage) or not _is_shape(shape) or not _is_shape(stride) or len(stride) != len(shape):
+        raise PickleError("a tensor has a malformed storage, shape or stride")
+    if hooks != {} or type(requires_grad) is not bool:
+        raise PickleError("a tensor has hooks, or a malformed requires_grad")
+    if offset != 0 or math.prod(shape) != storage.numel:
+        raise PickleError(f"a tensor of shape {list(shape)} is not the whole of its storage of {storage.numel} elements")
+    step = 1
+    for length, jump in zip(reversed(shape), reversed(stride), strict=True):
+        if length != 1 and jump != step:
+            raise PickleError(f"a tensor of shape {list(shape)} is not contiguous (stride {list(stride)})")
+        step *= length
+    return TensorRecord(storage.dtype, shape, storage.data)
+
+
+def _parameter(_file: File, tensor, requires_grad, hooks) -> TensorRecord:
+    if not isinstance(tensor, TensorRecord) or type(requires_grad) is not bool or hooks != {}:
+        raise PickleError("a parameter is not a plain tensor, or has hooks")
+    return tensor
+
+
+# numpy
+
+
+def _dtype(_file: File, code, align, copy) -> DtypeRecord:
+    if not isinstance(code, str) or code not in ("f2", "f4", "f8", "i4", "i8", "u1"):
+        raise PickleError(f"a numpy array has the unsupported dtype {code!r:.40}")
+    return DtypeRecord(code)
+
+
+def _build_dtype(dtype: DtypeRecord, state):
+    if not isinstance(state, tuple) or len(state) != 8 or state[1] not in ("<", "|") or state[2:5] != (None,) * 3:
+        raise PickleError("a numpy dtype is not a plain little-endian one")
+    dtype.order = state[1]
+
+
+def _new_array(_file: File, cls, shape, kind) -> ArrayRecord:
+    if cls != NDARRAY or shape != (0,) or not isinstance(kind, ByteRange):
+        raise PickleError("a numpy array is constructed in an unknown way")
+    return ArrayRecord()
+
+
+def _build_array(array: ArrayRecord, state):
+    if array.data is not None or not isinstance(state, tuple) or len(state) != 5:
+        raise PickleError("a numpy array has a malformed state")
+    _, array.shape, array.dtype, fortran, array.data = state
+    _check_array(array, "F" if fortran is not False else "C")
+
+
+def _array_from_buffer(_file: File, data, dtype, shape, order) -> ArrayRecord:
+    array = ArrayRecord(dtype, shape, data)
+    _check_array(array, order)
+    return array
+
+
+def _check_array(array: ArrayRecord, order):
+    if not isinstance(array.dtype, DtypeRecord) or array.dtype.order == "=" or not isinstance(array.data, ByteRange):
+        raise PickleError("a numpy array has a malformed dtype or data")
+    if not _is_shape(array.shape) or (order != "C" and len(array.shape) > 1):
+        raise PickleError("a numpy array has a malformed shape or is not C-ordered")
+    if math.prod(array.shape) * int(array.dtype.code[1:]) != array.data.length:
+        raise PickleError(f"a numpy array of shape {list(array.shape)} does not fit its {array.data.length} bytes")
+
+
+_CALLS = {
+    Global("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
+    Global("collections", "OrderedDict"): _empty_dict,
+    Global("builtins", "set"): _set,
+    Global("torch._utils", "_rebuild_parameter"): _parameter,
+    Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    Global("torch.storage", "_load_from_bytes"): _storage,
+    Global("numpy", "dtype"): _dtype,
+    Global("numpy._core.multiarray", "_reconstruct"): _new_array,
+    Global("numpy.core.multiarray", "_reconstruct"): _new_array,
+    Global("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
+    Global("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
+}

@@ -1,0 +1,141 @@
+"""From an open snapshot to a checkpoint: names, dtype, metadata, and the hash of the source beside the copying."""
+
+import dataclasses
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from converter.errors import ConverterError
+from converter.names import jax_path
+from converter.snapshot import CHUNK, Snapshot
+from jax_edm2.checkpoint import WRITERS, Tensor
+from jax_edm2.record import Record, Source
+
+DTYPES = ("keep", "float32", "float16", "bfloat16")
+NVIDIA_LICENSE = "CC BY-NC-SA 4.0"
+
+_FILE_NAME = re.compile(r"(?P<stem>.+?)-(?P<kimg>\d{7,8})-(?P<std>\d\.\d{3})\.pkl")
+
+
+class ConvertError(ConverterError):
+    """A conversion that cannot be done as asked."""
+
+
+def checkpoint_tensors(snapshot: Snapshot, dtype: str = "keep", progress: Callable = lambda count: None):
+    """The snapshot's tensors by path in the JAX tree, as `dtype`; `progress` hears of every bytes read."""
+
+    def tensor(name):
+        stored = snapshot.tensors[name]
+        wanted = stored.dtype if dtype == "keep" else dtype
+
+        def chunks():
+            for chunk in snapshot.chunks(name):
+                yield chunk if wanted == stored.dtype else _cast(chunk, stored.dtype, wanted, f"{snapshot.path}: {name}")
+                progress(len(chunk))
+
+        return Tensor(wanted, stored.shape, chunks)
+
+    return {jax_path(name): tensor(name) for name in snapshot.tensors}
+
+
+def describe(snapshot: Snapshot) -> Record:
+    """The metadata record of a snapshot's checkpoint, but for hashes and dtype, which come with the conversion."""
+    match = _FILE_NAME.fullmatch(snapshot.path.name)
+    kimg, std = (int(match["kimg"]), float(match["std"])) if match else (None, None)
+    published = match and re.fullmatch(r"edm2-img\d+-[a-z]+(-uncond)?", match["stem"])
+    return Record(
+        config=snapshot.config,
+        source=Source(snapshot.path.name, sha256="0" * 64, kimg=kimg, ema_std=std),
+        encoder=snapshot.encoder,
+        loss=snapshot.loss,
+        license=NVIDIA_LICENSE if published else None,
+    )
+
+
+def convert(
+    snapshot: Snapshot,
+    target: str | os.PathLike,
+    *,
+    format: str = "safetensors",
+    dtype: str = "keep",
+    overwrite: bool = False,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Record:
+    """Write `snapshot` as a checkpoint at `target`, whole or not at all, and return its metadata record.
+
+    format: safetensors or orbax. dtype: of the tensors, one of DTYPES. progress: called with the number of bytes read.
+    Raises: ConvertError, SnapshotError; FileExistsError unless `overwrite`; OSError.
+    """
+    target = Path(target)
+    if target.exists() and os.path.samestat(target.stat(), os.fstat(snapshot.file.descriptor)):
+        raise ConvertError(f"{target}: is the snapshot itself; choose another output")
+    if not target.parent.is_dir():
+        raise ConvertError(f"{target}: the folder {target.parent} does not exist")
+    tensors = checkpoint_tensors(snapshot, dtype, progress)
+    with SourceHash(snapshot) as source_hash:
+
+        def finish(record):
+            return dataclasses.replace(record, source=dataclasses.replace(record.source, sha256=source_hash.result()))
+
+        return WRITERS[format](target, tensors, describe(snapshot), overwrite=overwrite, finish=finish)
+
+
+class SourceHash:
+    """The sha256 of a snapshot's file, computed by a thread while the `with` body does something else."""
+
+    def __init__(self, snapshot: Snapshot):
+        self._snapshot = snapshot
+        self._stop = threading.Event()
+        self._sha = hashlib.sha256()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        try:
+            file, buffer = self._snapshot.file, memoryview(bytearray(CHUNK))
+            for offset in range(0, file.size, CHUNK):
+                part = buffer[: file.size - offset]
+                file.read_into(part, offset)
+                self._sha.update(part)
+                if self._stop.is_set():
+                    return
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> str:
+        self._thread.join()
+        if self._error is not None:
+            raise ConvertError(f"{self._snapshot.path}: {self._error}")
+        return self._sha.hexdigest()
+
+
+def _cast(chunk: memoryview, stored: str, wanted: str, name: str) -> memoryview:
+    import numpy as np
+
+    if "bfloat16" in (stored, wanted):
+        import ml_dtypes  # noqa: F401  (registers the name with numpy)
+    values = np.frombuffer(chunk, stored)
+    with np.errstate(over="ignore"):
+        result = values.astype(wanted)
+    if np.isfinite(values).all() and not np.isfinite(result.astype(np.float32)).all():
+        raise ConvertError(f"{name} has values that overflow {wanted}; use --dtype keep or bfloat16")
+    return memoryview(result).cast("B") if wanted != "bfloat16" else memoryview(result.view(np.uint16)).cast("B")
+
+
+def tree_lines(tensors: dict[str, Tensor]) -> Iterator[str]:
+    """The tree as aligned text: path, shape, dtype and bytes."""
+    width = max(map(len, tensors))
+    for path, tensor in tensors.items():
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        yield f"{path:<{width}}  {shape:>16}  {tensor.dtype}  {tensor.nbytes:>13,}"

@@ -1,0 +1,293 @@
+"""The meaning of a snapshot file: configuration, tensors, encoder and training noise, all checked."""
+
+import dataclasses
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from converter.container import (
+    ArrayRecord,
+    PersistentObject,
+    TensorRecord,
+    read_container,
+)
+from converter.errors import ConverterError
+from converter.names import jax_path, torch_name
+from converter.pickle_reader import File, Instance, PickleError
+from jax_edm2.checkpoint import check_tree
+from jax_edm2.config import BlockSpec, ConfigError, EDM2Config
+from jax_edm2.record import Encoder, Loss
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = 6  # of NVlabs' torch_utils.persistence
+CHUNK = 2**20  # bytes of a tensor read at a time: stays in the processor's cache
+
+# Classes of NVIDIA's other generators that use the same container.
+OTHER_NETWORKS = {
+    "EDMPrecond": "an EDM (2022)",
+    "VPPrecond": "an EDM (2022)",
+    "VEPrecond": "an EDM (2022)",
+    "iDDPMPrecond": "an EDM (2022)",
+    "Generator": "a StyleGAN",
+    "Discriminator": "a StyleGAN",
+}
+
+
+class SnapshotError(ConverterError):
+    """A file that is not a sound EDM2 snapshot. The message begins with the file's path."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An open snapshot. Tensors are read from the file when asked for; close it, or use it in a `with` statement."""
+
+    path: Path
+    file: File
+    config: EDM2Config
+    init_kwargs: dict[str, Any]  # Precond's constructor arguments, as the file has them
+    tensors: Mapping[str, TensorRecord]  # by NVlabs' name, in the order of the file
+    encoder: Encoder | None
+    loss: Loss | None
+    source: str  # the network's embedded source code: text, never executed
+
+    def chunks(self, name: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The little-endian bytes of a tensor, at most `size` at a time, each valid until the next is asked for."""
+        data = self.tensors[name].data
+        buffer = memoryview(bytearray(min(size, data.length)))
+        for done in range(0, data.length, size):
+            part = buffer[: data.length - done]
+            try:
+                self.file.read_into(part, data.offset + done)
+            except PickleError as error:
+                raise SnapshotError(f"{self.path}: {error}") from None
+            yield part
+
+    def read(self, name: str) -> "np.ndarray":
+        """A tensor as a new array."""
+        import numpy as np
+
+        record = self.tensors[name]
+        data = self.file.read(record.data.offset, record.data.length)
+        return np.frombuffer(bytearray(data), record.dtype).reshape(record.shape)
+
+    def close(self):
+        os.close(self.file.descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_snapshot(path: str | os.PathLike) -> Snapshot:
+    """Open a snapshot and check all of it but the tensors' values.
+
+    Raises: SnapshotError.
+    """
+    path = Path(path)
+    descriptor = _open(path)
+    try:
+        file = File(descriptor)
+        if file.size == 0:
+            raise PickleError("is empty")
+        _check_beginning(file)
+        return _interpret(path, file, read_container(file))
+    except ConverterError as error:
+        os.close(descriptor)
+        raise SnapshotError(f"{path}: {error}") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _open(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
+    except FileNotFoundError:
+        raise SnapshotError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise SnapshotError(f"{path}: cannot be opened ({error.strerror})") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        raise SnapshotError(f"{path}: is {kind}; give the path of a snapshot (.pkl)")
+    return descriptor
+
+
+def _check_beginning(file: File):
+    start = file.read(0, min(file.size, 16))
+    if start.startswith(b"PK"):
+        raise PickleError("is a zip file (a torch checkpoint, perhaps a training-state .pt), not a snapshot (.pkl)")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < file.size:
+        raise PickleError("is a safetensors file, converted already")
+    if start[:1] != b"\x80":
+        hint = ", but a web page" if start.lstrip()[:1] == b"<" else ""
+        raise PickleError(f"is no pickle{hint}: it begins with {start!r:.40}")
+
+
+def _interpret(path: Path, file: File, top: Any) -> Snapshot:
+    top = top.state if isinstance(top, Instance) else top
+    if not isinstance(top, dict):
+        raise PickleError("is a pickle, but not of a network snapshot: it holds no dictionary")
+    if "ema" not in top:
+        kind = "a StyleGAN snapshot, not EDM2" if "G_ema" in top else "no EDM2 snapshot"
+        raise PickleError(f"is {kind}: it has no entry 'ema', only {_few(top)}")
+    net = top["ema"]
+    if not isinstance(net, PersistentObject):
+        raise PickleError("is no EDM2 snapshot: its entry 'ema' is no network")
+    if net.class_name in OTHER_NETWORKS:
+        kind = OTHER_NETWORKS[net.class_name]
+        raise PickleError(f"is {kind} snapshot ({net.class_name}), not EDM2; only EDM2 networks can be converted")
+    init_kwargs = _init_kwargs(net)
+    config = _config(init_kwargs)
+    tensors, modules = _walk(net)
+    _check_attributes(config, modules)
+    problems = check_tree(config, {jax_path(name): record.shape for name, record in tensors.items()}, torch_name)
+    if len({jax_path(name) for name in tensors}) < len(tensors):
+        problems.append("! two tensors have the same path in the JAX tree")
+    if problems:
+        raise PickleError("its tensors are not those of its configuration:\n  " + "\n  ".join(problems))
+    encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
+    return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
+
+
+# The network
+
+_POSITIONAL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data", "logvar_channels")
+
+
+def _init_kwargs(net: PersistentObject) -> dict[str, Any]:
+    args, kwargs = net.state.get("_init_args"), net.state.get("_init_kwargs")
+    kwargs = kwargs.state or {} if isinstance(kwargs, Instance) else kwargs
+    if net.class_name != "Precond" or not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise PickleError(f"its network is of class {net.class_name!r:.60}, without constructor arguments; not EDM2")
+    positional = dict(zip(_POSITIONAL, args, strict=False))
+    if len(args) > len(_POSITIONAL) or positional.keys() & kwargs.keys():
+        raise PickleError("its network's constructor arguments contradict each other")
+    return positional | kwargs
+
+
+def _config(kwargs: dict[str, Any]) -> EDM2Config:
+    known = {f.name for f in dataclasses.fields(EDM2Config)}
+    unknown = kwargs.keys() - known
+    missing = {f.name for f in dataclasses.fields(EDM2Config) if f.default is dataclasses.MISSING} - kwargs.keys()
+    if unknown or missing:
+        what = [f"unknown arguments {_few(unknown)}"] * bool(unknown) + [f"no {_few(missing)}"] * bool(missing)
+        raise PickleError(f"its network's configuration has {' and '.join(what)}; not an EDM2 network")
+    try:
+        return EDM2Config(**kwargs)
+    except ConfigError as error:
+        raise PickleError(f"its network's configuration is impossible: {error}") from None
+
+
+def _walk(net: PersistentObject) -> tuple[dict[str, TensorRecord], dict[str, dict[str, Any]]]:
+    """All tensors and the state of every module, by NVlabs' name."""
+    tensors: dict[str, TensorRecord] = {}
+    modules: dict[str, dict[str, Any]] = {}
+    seen: set[int] = set()
+
+    def visit(name: str, module: Any, depth: int):
+        if isinstance(module, PersistentObject) and module.version != VERSION:
+            raise PickleError(f"{name or 'the network'} was saved by persistence version {module.version!r:.20}, not 6")
+        state = module.state if isinstance(module, PersistentObject | Instance) else None
+        if not isinstance(state, dict) or id(module) in seen or depth > 8:
+            raise PickleError(f"{name or 'the network'} is no module, or appears twice")
+        seen.add(id(module))
+        modules[name] = state
+        for kind in ("_parameters", "_buffers", "_modules"):
+            entries = state.get(kind)
+            if not isinstance(entries, dict):
+                raise PickleError(f"{name or 'the network'} has no {kind}")
+            for key, value in entries.items():
+                if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", key):
+                    raise PickleError(f"{name or 'the network'} has an entry with the impossible name {key!a:.60}")
+                child = f"{name}.{key}" if name else key
+                if value is None:
+                    continue
+                if kind == "_modules":
+                    visit(child, value, depth + 1)
+                elif isinstance(value, TensorRecord):
+                    tensors[child] = value
+                else:
+                    raise PickleError(f"{child} is no tensor")
+        for key, value in state.items():
+            if key.endswith("_hooks") and value:
+                raise PickleError(f"{name or 'the network'} has hooks ({key}), which would run code")
+
+    visit("", net, 0)
+    return tensors, modules
+
+
+def _check_attributes(config: EDM2Config, modules: dict[str, dict[str, Any]]):
+    """What NVlabs' code computes with are the modules' attributes: hold them to the configuration."""
+    expected: dict[str, dict[str, Any]] = {
+        "": {name: getattr(config, name) for name in ("img_resolution", "img_channels", "label_dim", "sigma_data")},
+        "unet": {name: getattr(config, name) for name in ("label_balance", "concat_balance")},
+    }
+    architecture = config.architecture
+    for spec in architecture.encoder + architecture.decoder:
+        expected[f"unet.{spec.flavor}.{spec.name}"] = _block_attributes(config, spec)
+    problems = []
+    for module, attributes in expected.items():
+        for name, value in attributes.items():
+            found = modules.get(module, {}).get(name, value)
+            found = tuple(found) if isinstance(found, list) else found
+            if type(found) not in (int, float, str, tuple, bool, type(None)) or found != value:
+                where = f"{module}.{name}".lstrip(".")
+                problems.append(f"! {where} is {found!r:.40}, but the constructor arguments say {value!r}")
+    if problems:
+        raise PickleError("its network was changed after construction:\n  " + "\n  ".join(problems))
+
+
+def _block_attributes(config: EDM2Config, spec: BlockSpec) -> dict[str, Any]:
+    shared = ("resample_filter", "res_balance", "attn_balance", "clip_act")
+    return {name: getattr(config, name) for name in shared} | {
+        "flavor": spec.flavor,
+        "resample_mode": spec.resample,
+        "num_heads": spec.num_heads,
+        "out_channels": spec.out_channels,
+    }
+
+
+# Beside the network
+
+
+def _encoder(file: File, encoder: Any) -> Encoder | None:
+    if not isinstance(encoder, PersistentObject):
+        return None
+    vae = encoder.state.get("vae_name")
+    scale, bias = (_floats(file, encoder.state.get(name)) for name in ("scale", "bias"))
+    return Encoder(encoder.class_name, scale, bias, vae if isinstance(vae, str) else None)
+
+
+def _floats(file: File, array: Any) -> tuple[float, ...] | None:
+    if not isinstance(array, ArrayRecord) or array.dtype is None or array.data is None:
+        return None
+    kind = {"f2": "e", "f4": "f", "f8": "d"}.get(array.dtype.code)
+    if kind is None or array.data.length > 4096:
+        raise PickleError("its encoder has a scale or bias that is no short list of numbers")
+    data = file.read(array.data.offset, array.data.length)
+    return tuple(value for (value,) in struct.iter_unpack(f"<{kind}", data))
+
+
+def _loss(loss: Any) -> Loss | None:
+    if not isinstance(loss, PersistentObject) or loss.class_name != "EDM2Loss":
+        return None
+    values = [loss.state.get(name) for name in ("P_mean", "P_std", "sigma_data")]
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return Loss(*map(float, values))  # type: ignore[arg-type]
+
+
+def _few(names) -> str:
+    names = sorted(map(ascii, names))
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

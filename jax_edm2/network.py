@@ -1,0 +1,319 @@
+"""The EDM2 denoiser in Flax linen: NCHW in, NCHW out, weights as PyTorch stores them.
+
+Equation and figure numbers refer to Karras et al., "Analyzing and Improving the Training Dynamics of
+Diffusion Models" (arXiv 2312.02696). Variable names are those of nmboffi/jax-edm2.
+
+`dtype` is what the U-Net's activations are computed in: float32, float16 or bfloat16 (float64 with jax_enable_x64).
+Embeddings, norms, weights and preconditioning are float32 (float64 for float64), whatever the variables' dtype.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from jax import lax
+
+from jax_edm2.config import BlockSpec, EDM2Config
+from jax_edm2.ops import LAYOUT, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+
+Array = jax.Array
+
+
+class MPConv(nn.Module):
+    """Convolution [out, in, kh, kw], or linear layer [out, in] for kernel=(), with normalised weights (Eq. 47).
+
+    Training must keep the stored weights normalised itself (Eq. 66): see `project_to_sphere`.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...] = ()
+
+    def setup(self):
+        shape = (self.out_channels, self.in_channels, *self.kernel)
+        self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), shape)
+
+    def __call__(self, x: Array, gain: Array | None = None) -> Array:
+        w = self.weight.astype(wide(x.dtype))
+        scale = 1 / math.sqrt(w[0].size)
+        w = normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
+        w = w.astype(x.dtype)
+        if not self.kernel:
+            return x @ w.T
+        padding = [(k // 2, k // 2) for k in self.kernel]
+        return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=LAYOUT)
+
+
+class MPFourier(nn.Module):
+    """Random Fourier features of a scalar (Eq. 75): [N] -> [N, channels], unit root mean square.
+
+    The frequencies and phases are not trained: they live in the collection `constants`.
+    """
+
+    channels: int
+    bandwidth: float = 1.0
+
+    def setup(self):
+        def draw(sample, scale):
+            return lambda: 2 * math.pi * scale * sample(self.make_rng("constants"), (self.channels,), jnp.float32)
+
+        self.freqs = self.variable("constants", "freqs", draw(jax.random.normal, self.bandwidth))
+        self.phases = self.variable("constants", "phases", draw(jax.random.uniform, 1.0))
+
+    def __call__(self, x: Array) -> Array:
+        freqs, phases = (v.value.astype(x.dtype) for v in (self.freqs, self.phases))
+        return jnp.cos(x[:, None] * freqs + phases) * math.sqrt(2)
+
+
+class MPPositional(nn.Module):
+    """Sinusoidal features of a scalar, as jax-edm2's `use_fourier=False`: [N] -> [N, channels]."""
+
+    channels: int
+    max_period: float = 10000.0
+
+    def __call__(self, x: Array) -> Array:
+        half = self.channels // 2
+        angle = x[:, None] * jnp.exp(-math.log(self.max_period) / half * jnp.arange(half, dtype=x.dtype))
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * math.sqrt(2)
+
+
+class Block(nn.Module):
+    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, Cin, H, W], emb [N or 1, Cemb]."""
+
+    spec: BlockSpec
+    config: EDM2Config
+
+    def setup(self):
+        cin, cout = self.spec.in_channels, self.spec.out_channels
+        self.emb_gain = self.param("emb_gain", nn.initializers.zeros, ())
+        self.conv_res0 = MPConv(cout if self.spec.flavor == "enc" else cin, cout, (3, 3))
+        self.emb_linear = MPConv(self.config.emb_channels, cout)
+        self.conv_res1 = MPConv(cout, cout, (3, 3))
+        self.conv_skip = MPConv(cin, cout, (1, 1)) if cin != cout else None
+        if self.spec.num_heads:
+            self.attn_qkv = MPConv(cout, 3 * cout, (1, 1))
+            self.attn_proj = MPConv(cout, cout, (1, 1))
+        self.drop = nn.Dropout(self.config.dropout)
+
+    def __call__(self, x: Array, emb: Array, train: bool = False) -> Array:
+        x = resample(x, self.config.resample_filter, self.spec.resample)
+        if self.spec.flavor == "enc":
+            x = self.skip(x)
+            x = normalize(x, axis=1)
+        y = self.residual(x, emb, train)
+        if self.spec.flavor == "dec":
+            x = self.skip(x)
+        x = mp_sum(x, y, self.config.res_balance)
+        if self.spec.num_heads:
+            x = mp_sum(x, self.attend(x), self.config.attn_balance)
+        if self.config.clip_act is not None:
+            x = jnp.clip(x, -self.config.clip_act, self.config.clip_act)
+        return x
+
+    def skip(self, x: Array) -> Array:
+        return x if self.conv_skip is None else self.conv_skip(x)
+
+    def residual(self, x: Array, emb: Array, train: bool) -> Array:
+        y = self.conv_res0(mp_silu(x))
+        c = self.emb_linear(emb, gain=self.emb_gain) + 1  # [N or 1, Cout]
+        y = mp_silu(y * c[:, :, None, None].astype(y.dtype))
+        y = self.drop(y, deterministic=not train)
+        return self.conv_res1(y)
+
+    def attend(self, x: Array) -> Array:
+        """Cosine attention: q, k and v, interleaved innermost in the channels, are all pixel-normalised."""
+        n, c, h, w = x.shape
+        heads = self.spec.num_heads
+        y = self.attn_qkv(x).reshape(n, heads, c // heads, 3, h * w)
+        y = normalize(y, axis=2)
+        q, k, v = (y[:, :, :, i] for i in range(3))  # each [N, heads, C / heads, H W]
+        logits = jnp.einsum("nhcq,nhck->nhqk", q, k / math.sqrt(c // heads))
+        y = jnp.einsum("nhqk,nhck->nhcq", nn.softmax(logits, axis=3), v)
+        return self.attn_proj(y.reshape(x.shape))
+
+
+class UNet(nn.Module):
+    """The EDM2 U-Net (Fig. 21).
+
+    x [N, C, H, W] in any dtype, which is that of the result; noise_labels [N or 1] and class_labels
+    [N or 1, label_dim] (ignored if label_dim is 0) in float32.
+    """
+
+    config: EDM2Config
+    use_fourier: bool = True  # False: MPPositional in place of MPFourier
+    fourier_bandwidth: float = 1.0
+
+    def setup(self):
+        config = self.config
+        noise, emb, widths = config.noise_channels, config.emb_channels, config.widths
+        self.out_gain = self.param("out_gain", nn.initializers.zeros, ())
+        self.emb_t_fourier = MPFourier(noise, self.fourier_bandwidth) if self.use_fourier else MPPositional(noise)
+        self.emb_t_linear = MPConv(noise, emb)
+        self.emb_label = MPConv(config.label_dim, emb) if config.label_dim else None
+        architecture = config.architecture
+        # Flax names the members of a dict after attribute and key: enc_64x64_conv, dec_8x8_in0, ...
+        conv_in = {architecture.conv_in: MPConv(config.img_channels + 1, widths[0], (3, 3))}
+        self.enc = conv_in | {spec.name: Block(spec, config) for spec in architecture.encoder}
+        self.dec = {spec.name: Block(spec, config) for spec in architecture.decoder}
+        self.out_conv = MPConv(widths[0], config.img_channels, (3, 3))
+
+    def __call__(self, x: Array, noise_labels: Array, class_labels: Array | None, train: bool = False) -> Array:
+        emb = self.embed(noise_labels, class_labels)
+        architecture = self.config.architecture
+        x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+        x = self.enc[architecture.conv_in](x)
+        skips = [x]
+        for spec in architecture.encoder:
+            x = self.enc[spec.name](x, emb, train)
+            skips.append(x)
+        for spec in architecture.decoder:
+            if spec.concat:
+                x = mp_cat(x, skips.pop(), self.config.concat_balance)
+            x = self.dec[spec.name](x, emb, train)
+        return self.out_conv(x, gain=self.out_gain)
+
+    def embed(self, noise_labels: Array, class_labels: Array | None) -> Array:
+        emb = self.emb_t_linear(self.emb_t_fourier(noise_labels))
+        if self.emb_label is not None:
+            label = self.emb_label(class_labels * math.sqrt(self.config.label_dim))
+            emb = mp_sum(emb, label, self.config.label_balance)
+        return mp_silu(emb)
+
+
+def _labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
+    """Labels as the U-Net wants them: none for an unconditional network, zeros [1, label_dim] for None."""
+    if config.label_dim == 0:
+        return None
+    if class_labels is None:
+        return jnp.zeros((1, config.label_dim), dtype)
+    return jnp.asarray(class_labels, dtype).reshape(-1, config.label_dim)
+
+
+class Precond(nn.Module):
+    """The EDM2 denoiser D(x; sigma, labels) and its uncertainty logvar = u(sigma) (Eq. 21).
+
+    D, logvar = net.apply(variables, x, sigma, class_labels, return_logvar=True)
+    """
+
+    config: EDM2Config
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.unet = UNet(self.config)
+        self.logvar_fourier_t = MPFourier(self.config.logvar_channels)
+        self.logvar_linear = MPConv(self.config.logvar_channels, 1)
+
+    def __call__(
+        self,
+        x: Array,
+        sigma: Array,
+        class_labels: Array | None = None,
+        *,
+        return_logvar: bool = False,
+        train: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """x [N, C, H, W]; sigma > 0, noise standard deviation, scalar or [N]; class_labels [N, label_dim] or None.
+
+        Returns D [N, C, H, W], or D and logvar [N, 1, 1, 1] ([1, 1, 1, 1] for a scalar sigma), in float32.
+        Dropout is active with train=True and needs rngs={"dropout": key}.
+        """
+        full = wide(self.dtype)
+        x = jnp.asarray(x, full)
+        sigma = jnp.asarray(sigma, full).reshape(-1, 1, 1, 1)
+        sigma_data = self.config.sigma_data
+        total = jnp.square(sigma) + sigma_data**2
+        c_skip = sigma_data**2 / total
+        c_out = sigma * sigma_data / jnp.sqrt(total)
+        c_in = 1 / jnp.sqrt(total)
+        c_noise = jnp.log(sigma).reshape(-1) / 4
+
+        labels = _labels(self.config, class_labels, full)
+        raw = self.unet((c_in * x).astype(self.dtype), c_noise, labels, train)
+        denoised = c_skip * x + c_out * raw.astype(full)
+        if self.is_initializing() or return_logvar:
+            logvar = self.logvar_linear(self.logvar_fourier_t(c_noise)).reshape(-1, 1, 1, 1)
+        return (denoised, logvar) if return_logvar else denoised
+
+
+class PrecondUNet(nn.Module):
+    """The flow-map network of nmboffi/jax-edm2, with its constructor arguments and call signature.
+
+    Output sigma_data F(xs / sigma_data, ts, labels): no skip connection, and `ts` enters the embedding as it is.
+    Unlike there, labels may be None, `calc_weight` gives one logvar per sample, filters longer than two taps
+    upsample as PyTorch does, and `use_fourier` and `fourier_bandwidth` may be left out. The variables of a
+    converted snapshot fit with unet_kwargs={"use_fourier": True, ...}.
+    """
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int
+    sigma_data: float = 0.5
+    logvar_channels: int = 128
+    use_bfloat16: bool = False
+    unet_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "unet_kwargs", _frozen(self.unet_kwargs))  # hashable, as static arguments must be
+        super().__post_init__()
+
+    @property
+    def config(self) -> EDM2Config:
+        """The same network's configuration, without the choice of embedding."""
+        kwargs = dict(self.unet_kwargs)
+        for name in ("use_fourier", "fourier_bandwidth"):
+            kwargs.pop(name, None)
+        kwargs.update(kwargs.pop("block_kwargs", {}))
+        return EDM2Config(
+            self.img_resolution,
+            self.img_channels,
+            self.label_dim,
+            sigma_data=self.sigma_data,
+            logvar_channels=self.logvar_channels,
+            **kwargs,
+        )
+
+    def setup(self):
+        fourier = self.unet_kwargs.get("use_fourier", False)
+        bandwidth = self.unet_kwargs.get("fourier_bandwidth", 1.0)
+        channels = self.logvar_channels
+        self.unet = UNet(self.config, fourier, bandwidth)
+        self.logvar_fourier_t = MPFourier(channels, bandwidth) if fourier else MPPositional(channels)
+        self.logvar_linear = MPConv(channels, 1)
+
+    def __call__(
+        self,
+        ts: Array,
+        xs: Array,
+        class_labels: Array | None = None,
+        train: bool = False,
+        calc_weight: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """ts, scalar or [N]; xs [N, C, H, W]; class_labels [N, label_dim] or None.
+
+        Returns [N, C, H, W], or that and logvar [N, 1, 1, 1] with calc_weight, in float32.
+        """
+        ts = jnp.asarray(ts, jnp.float32).reshape(-1)
+        xs = jnp.asarray(xs, jnp.float32)
+        labels = _labels(self.config, class_labels, jnp.float32)
+        dtype = jnp.bfloat16 if self.use_bfloat16 else jnp.float32
+        raw = self.unet((xs / self.sigma_data).astype(dtype), ts, labels, train)
+        output = self.sigma_data * raw.astype(jnp.float32)
+        if self.is_initializing() or calc_weight:
+            logvar = self.calc_weight(ts)
+        return (output, logvar) if calc_weight else output
+
+    def calc_weight(self, ts: Array) -> Array:
+        """Uncertainty logvar [N, 1, 1, 1] at ts, scalar or [N]."""
+        ts = jnp.asarray(ts, jnp.float32).reshape(-1)
+        return self.logvar_linear(self.logvar_fourier_t(ts)).reshape(-1, 1, 1, 1)
+
+
+def _frozen(value):
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _frozen(v) for key, v in value.items()})
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,23 @@
+"""Deterministic sampling with the second-order Heun method (arXiv 2206.00364, Algorithm 1 without churn)."""
+
+import torch
+
+
+def noise_levels(num_steps=32, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+    """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, as Python floats, length num_steps + 1 (Eq. 5)."""
+    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return [(hi + i / (num_steps - 1) * (lo - hi)) ** rho for i in range(num_steps)] + [0.0]
+
+
+@torch.no_grad()
+def heun(denoise, noise, sigmas):
+    """Integrate from unit noise [N, C, H, W] down `sigmas`; denoise(x, sigma) -> D, with sigma a scalar tensor."""
+    x = noise * sigmas[0]
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - denoise(x, torch.tensor(sigma))) / sigma
+        euler = x + (after - sigma) * slope
+        if after == 0:
+            return euler
+        corrected = (euler - denoise(euler, torch.tensor(after))) / after
+        x = x + (after - sigma) * (slope + corrected) / 2
+    return x
