@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax import lax
 
+from jax_edm2 import twofold
 from jax_edm2.config import BlockSpec, EDM2Config
 from jax_edm2.ops import LAYOUT, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+from jax_edm2.twofold import Twofold
 
 Array = jax.Array
 
@@ -65,9 +67,10 @@ class MPFourier(nn.Module):
         self.freqs = self.variable("constants", "freqs", draw(jax.random.normal, self.bandwidth))
         self.phases = self.variable("constants", "phases", draw(jax.random.uniform, 1.0))
 
-    def __call__(self, x: Array) -> Array:
-        freqs, phases = (v.value.astype(x.dtype) for v in (self.freqs, self.phases))
-        return jnp.cos(x[:, None] * freqs + phases) * math.sqrt(2)
+    def __call__(self, x: Twofold) -> Array:
+        column = Twofold(x.hi[:, None], x.lo[:, None])
+        freqs, phases = (Twofold.of(v.value.astype(x.hi.dtype)) for v in (self.freqs, self.phases))
+        return twofold.cos(column * freqs + phases) * math.sqrt(2)
 
 
 class MPPositional(nn.Module):
@@ -76,8 +79,9 @@ class MPPositional(nn.Module):
     channels: int
     max_period: float = 10000.0
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Twofold) -> Array:
         half = self.channels // 2
+        x = x.hi + x.lo
         angle = x[:, None] * jnp.exp(-math.log(self.max_period) / half * jnp.arange(half, dtype=x.dtype))
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * math.sqrt(2)
 
@@ -141,7 +145,7 @@ class UNet(nn.Module):
     """The EDM2 U-Net (Fig. 21).
 
     x [N, C, H, W] in any dtype, which is that of the result; noise_labels [N or 1] and class_labels
-    [N or 1, label_dim] (ignored if label_dim is 0) in float32.
+    [N or 1, label_dim] (ignored if label_dim is 0) in float32; noise_labels may be Twofold.
     """
 
     config: EDM2Config
@@ -162,7 +166,7 @@ class UNet(nn.Module):
         self.dec = {spec.name: Block(spec, config) for spec in architecture.decoder}
         self.out_conv = MPConv(widths[0], config.img_channels, (3, 3))
 
-    def __call__(self, x: Array, noise_labels: Array, class_labels: Array | None, train: bool = False) -> Array:
+    def __call__(self, x: Array, noise_labels: Array | Twofold, class_labels: Array | None, train: bool = False) -> Array:
         emb = self.embed(noise_labels, class_labels)
         architecture = self.config.architecture
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
@@ -177,7 +181,9 @@ class UNet(nn.Module):
             x = self.dec[spec.name](x, emb, train)
         return self.out_conv(x, gain=self.out_gain)
 
-    def embed(self, noise_labels: Array, class_labels: Array | None) -> Array:
+    def embed(self, noise_labels: Array | Twofold, class_labels: Array | None) -> Array:
+        if not isinstance(noise_labels, Twofold):
+            noise_labels = Twofold.of(noise_labels)
         emb = self.emb_t_linear(self.emb_t_fourier(noise_labels))
         if self.emb_label is not None:
             label = self.emb_label(class_labels * math.sqrt(self.config.label_dim))
@@ -230,7 +236,8 @@ class Precond(nn.Module):
         c_skip = sigma_data**2 / total
         c_out = sigma * sigma_data / jnp.sqrt(total)
         c_in = 1 / jnp.sqrt(total)
-        c_noise = jnp.log(sigma).reshape(-1) / 4
+        log_sigma = twofold.log(sigma.reshape(-1))
+        c_noise = Twofold(log_sigma.hi / 4, log_sigma.lo / 4)
 
         labels = _labels(self.config, class_labels, full)
         raw = self.unet((c_in * x).astype(self.dtype), c_noise, labels, train)
@@ -310,7 +317,7 @@ class PrecondUNet(nn.Module):
     def calc_weight(self, ts: Array) -> Array:
         """Uncertainty logvar [N, 1, 1, 1] at ts, scalar or [N]."""
         ts = jnp.asarray(ts, jnp.float32).reshape(-1)
-        return self.logvar_linear(self.logvar_fourier_t(ts)).reshape(-1, 1, 1, 1)
+        return self.logvar_linear(self.logvar_fourier_t(Twofold.of(ts))).reshape(-1, 1, 1, 1)
 
 
 def _frozen(value):
