@@ -6,6 +6,7 @@ layout of torch.save before version 1.6; numpy's `ndarray.__reduce__`.
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,9 @@ def _persistent_object(_file: File, meta) -> PersistentObject:
     if not isinstance(meta, dict):
         raise PickleError("a persistent object without its dictionary")
     kinds = {"type": str, "version": int, "module_src": str, "class_name": str, "state": dict}
-    wrong = [key for key in kinds if not isinstance(meta.get(key), kinds[key])] + [key for key in meta if key not in kinds]
+    wrong = [key for key in kinds if not isinstance(meta.get(key), kinds[key])] + [
+        key for key in meta if key not in kinds
+    ]
     if wrong or meta["type"] != "class":
         raise PickleError(f"a persistent object has a wrong entry {(wrong or ['type'])[0]!r:.60}")
     return PersistentObject(meta["class_name"], meta["version"], meta["module_src"], meta["state"])
@@ -178,7 +181,9 @@ def _tensor(_file: File, storage, offset, shape, stride, requires_grad, hooks, *
     if hooks != {} or type(requires_grad) is not bool:
         raise PickleError("a tensor has hooks, or a malformed requires_grad")
     if offset != 0 or math.prod(shape) != storage.numel:
-        raise PickleError(f"a tensor of shape {list(shape)} is not the whole of its storage of {storage.numel} elements")
+        raise PickleError(
+            f"a tensor of shape {list(shape)} is not the whole of its storage of {storage.numel} elements"
+        )
     step = 1
     for length, jump in zip(reversed(shape), reversed(stride), strict=True):
         if length != 1 and jump != step:
@@ -236,7 +241,7 @@ def _check_array(array: ArrayRecord, order):
         raise PickleError(f"a numpy array of shape {list(array.shape)} does not fit its {array.data.length} bytes")
 
 
-_CALLS = {
+_CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     Global("collections", "OrderedDict"): _empty_dict,
     Global("builtins", "set"): _set,

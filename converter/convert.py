@@ -33,7 +33,9 @@ def checkpoint_tensors(snapshot: Snapshot, dtype: str = "keep", progress: Callab
 
         def chunks():
             for chunk in snapshot.chunks(name):
-                yield chunk if wanted == stored.dtype else _cast(chunk, stored.dtype, wanted, f"{snapshot.path}: {name}")
+                yield (
+                    chunk if wanted == stored.dtype else _cast(chunk, stored.dtype, wanted, f"{snapshot.path}: {name}")
+                )
                 progress(len(chunk))
 
         return Tensor(wanted, stored.shape, chunks)
@@ -130,7 +132,7 @@ def _cast(chunk: memoryview, stored: str, wanted: str, name: str) -> memoryview:
         result = values.astype(wanted)
     if np.isfinite(values).all() and not np.isfinite(result.astype(np.float32)).all():
         raise ConvertError(f"{name} has values that overflow {wanted}; use --dtype keep or bfloat16")
-    return memoryview(result).cast("B") if wanted != "bfloat16" else memoryview(result.view(np.uint16)).cast("B")
+    return result.view(np.uint8).data
 
 
 def tree_lines(tensors: dict[str, Tensor]) -> Iterator[str]:

@@ -150,12 +150,14 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
     init_kwargs = _init_kwargs(net)
     config = _config(init_kwargs)
     tensors, modules = _walk(net)
-    _check_attributes(config, modules)
     problems = check_tree(config, {jax_path(name): record.shape for name, record in tensors.items()}, torch_name)
+    problems += _check_attributes(config, modules)
     if len({jax_path(name) for name in tensors}) < len(tensors):
         problems.append("! two tensors have the same path in the JAX tree")
     if problems:
-        raise PickleError("its tensors are not those of its configuration:\n  " + "\n  ".join(problems))
+        raise PickleError(
+            "its network is not the one that its constructor arguments describe:\n  " + "\n  ".join(problems)
+        )
     encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
     return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
 
@@ -227,8 +229,8 @@ def _walk(net: PersistentObject) -> tuple[dict[str, TensorRecord], dict[str, dic
     return tensors, modules
 
 
-def _check_attributes(config: EDM2Config, modules: dict[str, dict[str, Any]]):
-    """What NVlabs' code computes with are the modules' attributes: hold them to the configuration."""
+def _check_attributes(config: EDM2Config, modules: dict[str, dict[str, Any]]) -> list[str]:
+    """Where a module's attributes, which NVlabs' code computes with, differ from the configuration."""
     expected: dict[str, dict[str, Any]] = {
         "": {name: getattr(config, name) for name in ("img_resolution", "img_channels", "label_dim", "sigma_data")},
         "unet": {name: getattr(config, name) for name in ("label_balance", "concat_balance")},
@@ -243,9 +245,8 @@ def _check_attributes(config: EDM2Config, modules: dict[str, dict[str, Any]]):
             found = tuple(found) if isinstance(found, list) else found
             if type(found) not in (int, float, str, tuple, bool, type(None)) or found != value:
                 where = f"{module}.{name}".lstrip(".")
-                problems.append(f"! {where} is {found!r:.40}, but the constructor arguments say {value!r}")
-    if problems:
-        raise PickleError("its network was changed after construction:\n  " + "\n  ".join(problems))
+                problems.append(f"! {where} is {found!r:.40}, should be {value!r}")
+    return problems
 
 
 def _block_attributes(config: EDM2Config, spec: BlockSpec) -> dict[str, Any]:

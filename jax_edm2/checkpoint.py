@@ -116,7 +116,7 @@ def _all(pool: Executor, function: Callable, items: Iterable) -> list:
     try:
         return [future.result() for future in futures]
     except BaseException:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
         raise
 
 

@@ -110,8 +110,8 @@ def _problems(config: EDM2Config):
         return
     halvings = 2 ** (len(config.channel_mult) - 1)
     if config.img_resolution % halvings:
-        yield f"img_resolution must be a multiple of {halvings} for {len(config.channel_mult)} levels, "
-        f"not {config.img_resolution}"
+        levels = len(config.channel_mult)
+        yield f"img_resolution must be a multiple of {halvings} for {levels} levels, not {config.img_resolution}"
     architecture = config.architecture
     for block in architecture.encoder + architecture.decoder:
         if block.num_heads and block.out_channels % block.num_heads:

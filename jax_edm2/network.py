@@ -81,8 +81,9 @@ class MPPositional(nn.Module):
 
     def __call__(self, x: Twofold) -> Array:
         half = self.channels // 2
-        x = x.hi + x.lo
-        angle = x[:, None] * jnp.exp(-math.log(self.max_period) / half * jnp.arange(half, dtype=x.dtype))
+        value = x.hi + x.lo
+        freqs = jnp.exp(-math.log(self.max_period) / half * jnp.arange(half, dtype=value.dtype))
+        angle = value[:, None] * freqs
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * math.sqrt(2)
 
 
@@ -161,12 +162,14 @@ class UNet(nn.Module):
         self.emb_label = MPConv(config.label_dim, emb) if config.label_dim else None
         architecture = config.architecture
         # Flax names the members of a dict after attribute and key: enc_64x64_conv, dec_8x8_in0, ...
-        conv_in = {architecture.conv_in: MPConv(config.img_channels + 1, widths[0], (3, 3))}
-        self.enc = conv_in | {spec.name: Block(spec, config) for spec in architecture.encoder}
+        conv_in: dict[str, Any] = {architecture.conv_in: MPConv(config.img_channels + 1, widths[0], (3, 3))}
+        self.enc: dict[str, Any] = conv_in | {spec.name: Block(spec, config) for spec in architecture.encoder}
         self.dec = {spec.name: Block(spec, config) for spec in architecture.decoder}
         self.out_conv = MPConv(widths[0], config.img_channels, (3, 3))
 
-    def __call__(self, x: Array, noise_labels: Array | Twofold, class_labels: Array | None, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, noise_labels: Array | Twofold, class_labels: Array | None, train: bool = False
+    ) -> Array:
         emb = self.embed(noise_labels, class_labels)
         architecture = self.config.architecture
         x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
@@ -186,6 +189,8 @@ class UNet(nn.Module):
             noise_labels = Twofold.of(noise_labels)
         emb = self.emb_t_linear(self.emb_t_fourier(noise_labels))
         if self.emb_label is not None:
+            if class_labels is None:
+                raise ValueError("a class-conditional UNet needs class_labels; zeros mean no class")
             label = self.emb_label(class_labels * math.sqrt(self.config.label_dim))
             emb = mp_sum(emb, label, self.config.label_balance)
         return mp_silu(emb)

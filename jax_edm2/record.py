@@ -86,12 +86,16 @@ class Record:
             if fields["format"] != FORMAT:
                 raise RecordError(f"it has format {fields['format']!r}; this version reads format {FORMAT}")
             fields["config"] = EDM2Config(**fields["config"])
-            for name, kind in (("source", Source), ("encoder", Encoder), ("loss", Loss), ("sampler", Sampler)):
+            for name, kind in _PARTS.items():
                 if fields[name] is not None:
-                    fields[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()})
+                    values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()}
+                    fields[name] = kind(**values)
             return cls(**fields)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise RecordError(f"its '{KEY}' metadata is not a record of this format: {error}") from error
+
+
+_PARTS: dict[str, type] = {"source": Source, "encoder": Encoder, "loss": Loss, "sampler": Sampler}
 
 
 def tensors_digest(lines: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:

@@ -9,7 +9,8 @@ significand, and so exact. Float64 needs none of this and takes the plain way.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,16 @@ LN2_HIGH = 0.693145751953125  # ln 2 to 16 bits: its products with exponents are
 LN2_LOW = math.log(2) - LN2_HIGH
 
 
-class Twofold(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Twofold:
     """hi + lo, with lo in the order of hi's rounding error."""
 
     hi: jax.Array
     lo: jax.Array
 
     @classmethod
-    def of(cls, x: jax.Array) -> "Twofold":
+    def of(cls, x: jax.Array) -> Self:
         return cls(x, jnp.zeros_like(x))
 
     def __add__(self, other: "Twofold") -> "Twofold":

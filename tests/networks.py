@@ -29,15 +29,15 @@ def configs(draw):
         "channel_mult": draw(st.lists(st.integers(1, 3), min_size=levels, max_size=levels)),
         "channel_mult_noise": draw(st.sampled_from([None, 1, 3])),
         "channel_mult_emb": draw(st.sampled_from([None, 1, 4])),
-        "num_blocks": draw(st.integers(0, 2)),
+        "num_blocks": draw(st.integers(0, 2 if levels < 3 else 1)),
         "attn_resolutions": draw(st.lists(st.sampled_from([3, 4, 6, 8, 12]), max_size=3)),
         "label_balance": draw(st.sampled_from([0.5, 0, 0.2, 0.9, 1])),
         "concat_balance": draw(st.sampled_from([0.5, 0.3, 0.8])),
         "resample_filter": draw(st.sampled_from([[1, 1], [1, 3, 3, 1], [1, 2, 0.5, 4], [1, 2, 3, 3, 2, 1]])),
         "channels_per_head": draw(st.sampled_from([64, 4, 8])),
         "dropout": draw(st.sampled_from([0, 0.1])),
-        "res_balance": draw(st.sampled_from([0.3, 0.5, 0.7])),
-        "attn_balance": draw(st.sampled_from([0.3, 0.1, 0.6])),
+        "res_balance": draw(st.sampled_from([0.3, 0.2, 0.5])),
+        "attn_balance": draw(st.sampled_from([0.3, 0.1, 0.5])),
         "clip_act": draw(st.sampled_from([256, None, 1.5])),
     }
     for name in list(kwargs)[3:]:  # now and then an option is left to its default

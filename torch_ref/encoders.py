@@ -4,6 +4,8 @@
 only when a latent is decoded.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -43,7 +45,7 @@ class StabilityVAEEncoder:
         self.scale = np.float32(final_std) / np.float32(raw_std)
         self.bias = np.float32(final_mean) - np.float32(raw_mean) * self.scale
         self.batch_size = batch_size
-        self._vae = None
+        self._vae: Any = None
 
     def __getstate__(self):
         return {**self.__dict__, "_vae": None}  # the VAE itself is not part of a snapshot

@@ -8,10 +8,11 @@ embeddings, preconditioning), this file computes in `wide(dtype)`: float64 for f
 `Precond(...).double()` is float64 all the way through, and a float32 module gives what NVlabs' gives. Activations
 are float16 on CUDA when `use_fp16` is set, as there, or whatever `dtype` says.
 
-This file imports torch alone: `torch_ref.snapshot` embeds its source in the snapshots that it writes.
+This file needs torch alone: `torch_ref.snapshot` embeds its source in the snapshots that it writes.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,8 @@ class MPFourier(Recorded):
 
     def __init__(self, num_channels, bandwidth=1):
         super().__init__()
+        self.freqs: torch.Tensor
+        self.phases: torch.Tensor
         self.register_buffer("freqs", 2 * math.pi * torch.randn(num_channels) * bandwidth)
         self.register_buffer("phases", 2 * math.pi * torch.rand(num_channels))
 
@@ -149,8 +152,8 @@ class Block(Recorded):
         self.emb_linear = MPConv(emb_channels, out_channels, kernel=[])
         self.conv_res1 = MPConv(out_channels, out_channels, kernel=[3, 3])
         self.conv_skip = MPConv(in_channels, out_channels, kernel=[1, 1]) if in_channels != out_channels else None
-        self.attn_qkv = MPConv(out_channels, out_channels * 3, kernel=[1, 1]) if self.num_heads else None
-        self.attn_proj = MPConv(out_channels, out_channels, kernel=[1, 1]) if self.num_heads else None
+        self.attn_qkv: Any = MPConv(out_channels, out_channels * 3, kernel=[1, 1]) if self.num_heads else None
+        self.attn_proj: Any = MPConv(out_channels, out_channels, kernel=[1, 1]) if self.num_heads else None
 
     def forward(self, x, emb):
         x = resample(x, self.resample_filter, self.resample_mode)
@@ -294,9 +297,7 @@ class Precond(Recorded):
         self.label_dim = label_dim
         self.use_fp16 = use_fp16
         self.sigma_data = sigma_data
-        self.unet = UNet(
-            img_resolution=img_resolution, img_channels=img_channels, label_dim=label_dim, **unet_kwargs
-        )
+        self.unet = UNet(img_resolution=img_resolution, img_channels=img_channels, label_dim=label_dim, **unet_kwargs)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1, kernel=[])
 

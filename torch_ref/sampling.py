@@ -1,5 +1,7 @@
 """Deterministic sampling with the second-order Heun method (arXiv 2206.00364, Algorithm 1 without churn)."""
 
+import itertools
+
 import torch
 
 
@@ -13,7 +15,7 @@ def noise_levels(num_steps=32, sigma_min=0.002, sigma_max=80.0, rho=7.0):
 def heun(denoise, noise, sigmas):
     """Integrate from unit noise [N, C, H, W] down `sigmas`; denoise(x, sigma) -> D, with sigma a scalar tensor."""
     x = noise * sigmas[0]
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         slope = (x - denoise(x, torch.tensor(sigma))) / sigma
         euler = x + (after - sigma) * slope
         if after == 0:
