@@ -20,7 +20,12 @@ MAX_LONG = 64
 
 
 class PickleError(ConverterError):
-    """A pickle that is damaged, or that asks for something a snapshot does not need."""
+    """A pickle that is damaged, or that asks for something a snapshot does not need.
+
+    texts: the strings that had been read by then, which may tell what the file is instead.
+    """
+
+    texts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,9 @@ class Interpreter:
                     raise PickleError("PROTO is not the first opcode")
                 operation(self)
             except PickleError as error:
-                raise PickleError(f"{error} (opcode {_name(code)} at byte {start})") from None
+                located = PickleError(f"{error} (opcode {_name(code)} at byte {start})")
+                located.texts = frozenset(value for value in self.memo.values() if isinstance(value, str))
+                raise located from None
         raise PickleError(f"holds more than {MAX_OPCODES} opcodes")
 
     def proto(self):

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -100,9 +100,9 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
             raise PickleError("is empty")
         _check_beginning(file)
         return _interpret(path, file, read_container(file))
-    except ConverterError as error:
+    except PickleError as error:
         os.close(descriptor)
-        raise SnapshotError(f"{path}: {error}") from None
+        raise SnapshotError(f"{path}: {_other_network(error.texts) or error}") from None
     except BaseException:
         os.close(descriptor)
         raise
@@ -144,9 +144,8 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
     net = top["ema"]
     if not isinstance(net, PersistentObject):
         raise PickleError("is no EDM2 snapshot: its entry 'ema' is no network")
-    if net.class_name in OTHER_NETWORKS:
-        kind = OTHER_NETWORKS[net.class_name]
-        raise PickleError(f"is {kind} snapshot ({net.class_name}), not EDM2; only EDM2 networks can be converted")
+    if other := _other_network({net.class_name}):
+        raise PickleError(other)
     init_kwargs = _init_kwargs(net)
     config = _config(init_kwargs)
     tensors, modules = _walk(net)
@@ -160,6 +159,13 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
         )
     encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
     return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
+
+
+def _other_network(names: Set[str]) -> str | None:
+    """What kind of snapshot it is if one of NVIDIA's other generators is among `names`."""
+    for name in sorted(names & OTHER_NETWORKS.keys()):
+        return f"is {OTHER_NETWORKS[name]} snapshot ({name}), not EDM2; only EDM2 networks can be converted"
+    return None
 
 
 # The network

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -10,7 +11,6 @@ from hypothesis import HealthCheck, settings
 import jax_edm2
 from converter.convert import convert
 from converter.snapshot import read_snapshot
-from golden.demo import SNAPSHOT
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile(
@@ -21,7 +21,7 @@ settings.load_profile("seeded")
 
 @pytest.fixture(scope="session")
 def digits_pkl():
-    return SNAPSHOT.resolve()
+    return Path(__file__).parent.parent / "golden" / "digits.pkl"
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,14 @@ def test_other_networks_in_the_same_container(tmp_path, class_name, text):
     assert text in message(tmp_path / "x.pkl")
 
 
+def test_an_edm_snapshot_is_named_even_where_reading_it_ends_early(tmp_path):
+    """EDM's own networks hold numpy scalars, which no EDM2 snapshot does."""
+    net = type("EDMPrecond", (Precond,), {"__module__": Precond.__module__})(**CONFIG)
+    net.unet.scale = np.float64(3)
+    dump(tmp_path / "x.pkl", EasyDict(ema=net))
+    assert "is an EDM (2022) snapshot (EDMPrecond), not EDM2" in message(tmp_path / "x.pkl")
+
+
 def test_all_wrong_parameters_are_listed_at_once(net, tmp_path):
     del net.unet.enc["16x16_block0"]._parameters["emb_gain"]
     net.unet.register_buffer("extra", torch.zeros(2, 3))
