@@ -24,18 +24,18 @@ class ConvertError(ConverterError):
     """A conversion that cannot be done as asked."""
 
 
-def checkpoint_tensors(snapshot: Snapshot, dtype: str = "keep", progress: Callable = lambda count: None):
-    """The snapshot's tensors by path in the JAX tree, as `dtype`; `progress` hears of every bytes read."""
+def checkpoint_tensors(
+    snapshot: Snapshot, dtype: str = "keep", progress: Callable[[int], object] = lambda count: None
+) -> dict[str, Tensor]:
+    """The snapshot's tensors by path in the JAX tree, as `dtype`; `progress` is told of bytes as they are read."""
 
     def tensor(name):
-        stored = snapshot.tensors[name]
+        stored, where = snapshot.tensors[name], f"{snapshot.path}: {name}"
         wanted = stored.dtype if dtype == "keep" else dtype
 
         def chunks():
             for chunk in snapshot.chunks(name):
-                yield (
-                    chunk if wanted == stored.dtype else _cast(chunk, stored.dtype, wanted, f"{snapshot.path}: {name}")
-                )
+                yield chunk if wanted == stored.dtype else _cast(chunk, stored.dtype, wanted, where)
                 progress(len(chunk))
 
         return Tensor(wanted, stored.shape, chunks)

@@ -57,9 +57,9 @@ class Snapshot:
     loss: Loss | None
     source: str  # the network's embedded source code: text, never executed
 
-    def chunks(self, name: str, size: int = CHUNK) -> Iterator[memoryview]:
-        """The little-endian bytes of a tensor, at most `size` at a time, each valid until the next is asked for."""
-        data = self.tensors[name].data
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """The little-endian bytes of a tensor, at most CHUNK at a time, each valid until the next is asked for."""
+        data, size = self.tensors[name].data, CHUNK
         buffer = memoryview(bytearray(min(size, data.length)))
         for done in range(0, data.length, size):
             part = buffer[: data.length - done]

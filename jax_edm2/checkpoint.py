@@ -37,7 +37,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written: `chunks()` yields its little-endian C-ordered bytes, piece by piece."""
+    """A tensor to be written: `chunks()` yields its little-endian C-ordered bytes, piece by piece.
+
+    A piece may be a view that is valid only until the next is asked for.
+    """
 
     dtype: str  # numpy's name: float16, float32, bfloat16, float64
     shape: tuple[int, ...]
@@ -162,17 +165,18 @@ def write_orbax(
 ) -> Record:
     """As `write_safetensors`, into an orbax folder. Needs orbax and memory for the whole tree."""
     ocp = _orbax()
-    arrays, lines = {}, {}
-    for name, tensor in tensors.items():
-        data = b"".join(tensor.chunks())
-        lines[name] = tensor.dtype, tensor.shape, hashlib.sha256(data).hexdigest()
-        arrays[tuple(name.split("/"))] = _from_bytes(data, tensor)
-    record = finish(dataclasses.replace(record, dtype=_dtypes(tensors), digest=tensors_digest(lines)))
     from flax.traverse_util import unflatten_dict
 
     target = Path(path).absolute()  # orbax wants it so
     with whole_or_nothing(target, overwrite=overwrite) as temporary, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(temporary, unflatten_dict(arrays), custom_metadata={KEY: record.to_json()})
+        arrays, lines = {}, {}
+        for name, tensor in tensors.items():
+            data = b"".join(map(bytes, tensor.chunks()))  # copied: a chunk may be overwritten by the next
+            lines[name] = tensor.dtype, tensor.shape, hashlib.sha256(data).hexdigest()
+            arrays[name] = _from_bytes(data, tensor)
+        record = finish(dataclasses.replace(record, dtype=_dtypes(tensors), digest=tensors_digest(lines)))
+        tree = unflatten_dict(arrays, sep="/")
+        checkpointer.save(temporary, tree, custom_metadata={KEY: record.to_json()})
         checkpointer.wait_until_finished()
     return record
 

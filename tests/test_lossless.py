@@ -3,14 +3,18 @@
 from collections import OrderedDict
 
 import numpy as np
+import pytest
 import safetensors
 import torch
+from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jax_edm2
 from converter.convert import convert
-from converter.names import jax_path
+from converter.names import jax_path, torch_name
 from converter.snapshot import read_snapshot
+from jax_edm2.checkpoint import WRITERS
 from tests import plain
 from tests.networks import configs
 from torch_ref.encoders import StabilityVAEEncoder
@@ -34,6 +38,12 @@ def with_ordered_dicts(net):
     for module in net.modules():
         for table in ("_parameters", "_buffers", "_modules"):
             module.__dict__[table] = OrderedDict(module.__dict__[table])
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Most tensors here are read in many pieces, as large ones are."""
+    monkeypatch.setattr("converter.snapshot.CHUNK", 96)
 
 
 @settings(max_examples=60)
@@ -70,3 +80,18 @@ def test_every_tensor_is_equal_bit_for_bit(tmp_path_factory, kwargs, seed, dtype
     if vae:
         np.testing.assert_array_equal(np.float32(record.encoder.scale), encoder.scale)
         np.testing.assert_array_equal(np.float32(record.encoder.bias), encoder.bias)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float32", "float16", "bfloat16"])
+def test_formats_hold_the_same_whatever_the_dtype(digits_pkl, tmp_path, dtype):
+    with read_snapshot(digits_pkl) as snapshot:
+        records = [convert(snapshot, tmp_path / format, format=format, dtype=dtype) for format in WRITERS]
+    assert records[0] == records[1]
+    plain_values = plain.load(digits_pkl)["ema"].state_dict()
+    for format in WRITERS:
+        _, variables = jax_edm2.load(tmp_path / format)
+        for path, value in flatten_dict(variables, sep="/").items():
+            expected = plain_values[torch_name(path)]
+            expected = expected if dtype == "keep" else expected.to(getattr(torch, dtype))
+            assert str(value.dtype) == str(expected.dtype).removeprefix("torch.")
+            np.testing.assert_array_equal(np.asarray(value, np.float32), expected.float().numpy())
