@@ -80,7 +80,7 @@ def main(argv=None):
     net, variables = jax_edm2.load(checkpoint)
     apply = jax.jit(lambda x, sigma, labels: net.apply(variables, x, sigma, labels, return_logvar=True))
     reference = load_network(SNAPSHOT)
-    print("\nRelative errors of float32 against PyTorch in float64:\n")
+    print("\nRelative errors of float32 against PyTorch in float64 (float32 itself rounds at 6e-8):\n")
     agree = compare(reference, apply)
 
     samples = draw(reference, apply)

@@ -84,7 +84,7 @@ def write_safetensors(
     """
     # The largest items first, so that every tensor is aligned; then by name.
     order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
-    record = dataclasses.replace(record, dtype=_dtypes(tensors), digest=tensors_digest({}))
+    record = dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest({}))
     header, offsets = _header(tensors, order, record)
     with whole_or_nothing(Path(path), overwrite=overwrite) as temporary, open(temporary, "wb") as file:
 
@@ -151,7 +151,8 @@ def _header(tensors: Mapping[str, Tensor], order: list[str], record: Record) -> 
     return len(text).to_bytes(8, "little") + text, offsets
 
 
-def _dtypes(tensors: Mapping[str, Tensor]) -> str:
+def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
+    """The dtype of all tensors, or several joined by '+'."""
     return "+".join(sorted({tensor.dtype for tensor in tensors.values()}))
 
 
@@ -174,7 +175,7 @@ def write_orbax(
             data = b"".join(map(bytes, tensor.chunks()))  # copied: a chunk may be overwritten by the next
             lines[name] = tensor.dtype, tensor.shape, hashlib.sha256(data).hexdigest()
             arrays[name] = _from_bytes(data, tensor)
-        record = finish(dataclasses.replace(record, dtype=_dtypes(tensors), digest=tensors_digest(lines)))
+        record = finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest(lines)))
         tree = unflatten_dict(arrays, sep="/")
         checkpointer.save(temporary, tree, custom_metadata={KEY: record.to_json()})
         checkpointer.wait_until_finished()

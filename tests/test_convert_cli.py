@@ -166,7 +166,7 @@ def test_help_documents_every_option():
     assert "Examples:" in result.output
     assert "Exit codes: 0 done" in result.output
     for parameter in edm2_convert.params:
-        if parameter.param_type_name == "option" and parameter.name != "format_":
+        if parameter.param_type_name == "option":
             assert parameter.help, parameter.name
 
 

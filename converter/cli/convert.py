@@ -12,7 +12,7 @@ from converter.cli.run import run
 from converter.convert import DTYPES, checkpoint_tensors, convert, describe, tree_lines
 from converter.snapshot import Snapshot, read_snapshot
 from jax_edm2 import __version__
-from jax_edm2.checkpoint import WRITERS
+from jax_edm2.checkpoint import WRITERS, Tensor, stored_dtype
 from jax_edm2.record import Record
 
 PROGRESS_FROM = 64 * 2**20  # bytes; smaller files are done before a bar is drawn
@@ -34,7 +34,14 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Checkpoint to write.  [default: SOURCE's name, here]"
 )
-@click.option("--format", "format_", type=click.Choice(list(WRITERS)), default="safetensors", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(list(WRITERS)),
+    default="safetensors",
+    show_default=True,
+    help="One file, or an orbax folder (needs orbax, and memory for all tensors).",
+)
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -68,7 +75,7 @@ def edm2_convert(source, output, format_, dtype, dry_run, force, json_):
             "parameters": sum(math.prod(t.shape) for path, t in tensors.items() if path.startswith("params/")),
             "tensors": {path: {"shape": t.shape, "dtype": t.dtype, "bytes": t.nbytes} for path, t in tensors.items()},
             "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-            "metadata": metadata(record, dry_run),
+            "metadata": metadata(record, tensors),
         }
     if json_:
         click.echo(json.dumps(report, sort_keys=True))
@@ -81,11 +88,11 @@ def edm2_convert(source, output, format_, dtype, dry_run, force, json_):
     click.echo(f"{what}; nothing written" if dry_run else f"{output}: {what}, {record.dtype}, {record.digest}")
 
 
-def metadata(record: Record, dry_run: bool) -> dict:
+def metadata(record: Record, tensors: dict[str, Tensor]) -> dict:
     """The record as JSON; hashes, which a dry run does not compute, are null."""
     fields = json.loads(record.to_json())
-    if dry_run:
-        fields["dtype"] = fields["digest"] = fields["source"]["sha256"] = None
+    if not record.digest:
+        fields |= {"dtype": stored_dtype(tensors), "digest": None, "source": {**fields["source"], "sha256": None}}
     return fields
 
 
