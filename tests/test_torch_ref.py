@@ -117,7 +117,7 @@ def test_random_snapshot_of_a_published_size(tmp_path, capsys):
         assert len(opened.tensors) == 203
         assert opened.encoder.kind == "StabilityVAEEncoder"
         gains = [float(opened.read(name)) for name in opened.tensors if name.endswith("gain")]
-            assert len(gains) == 37
+        assert len(gains) == 37
         assert all(0.5 <= gain <= 1.5 for gain in gains)
     for name in ("edm2-img512-huge", "edm3-img512-s", "edm2-img512-s-cond"):
         with pytest.raises(SystemExit) as error:
