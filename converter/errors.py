@@ -2,4 +2,4 @@
 
 
 class ConverterError(Exception):
-    """An input that is missing, broken or refused; the message is one line (plus a list) for the user."""
+    """An input that is missing, broken or refused; the message is one line for the user."""

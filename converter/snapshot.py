@@ -154,9 +154,7 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
     if len({jax_path(name) for name in tensors}) < len(tensors):
         problems.append("! two tensors have the same path in the JAX tree")
     if problems:
-        raise PickleError(
-            "its network is not the one that its constructor arguments describe:\n  " + "\n  ".join(problems)
-        )
+        raise PickleError(f"its network is not what its constructor arguments say: {'; '.join(problems)}")
     encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
     return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
 

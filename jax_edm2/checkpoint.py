@@ -55,7 +55,7 @@ class Tensor:
 
 
 def check_tree(config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name=str) -> list[str]:
-    """What in `shapes` differs from the tree of `config`, one line each: `- missing`, `+ extra`, `! shape`.
+    """What in `shapes` differs from the tree of `config`, a phrase each: `- missing`, `+ extra`, `! shape`.
 
     `name` turns a tree path into what the user knows it as.
     """
@@ -215,7 +215,7 @@ def load(
     stored = _open(Path(path))
     problems = check_tree(stored.record.config, stored.shapes)
     if problems:
-        raise CheckpointError(f"{path}: does not hold the network of its record:\n  " + "\n  ".join(problems))
+        raise CheckpointError(f"{path}: does not hold the network of its record: " + "; ".join(problems))
     net = Precond(stored.record.config, jnp.float32 if compute_dtype is None else compute_dtype)
     return net, unflatten_dict(stored.variables(dtype, sharding), sep="/")
 
@@ -248,7 +248,7 @@ def save(
         tensors[name] = Tensor(str(array.dtype), array.shape, lambda array=array: [array.tobytes()])  # type: ignore
     problems = check_tree(config, {name: tensor.shape for name, tensor in tensors.items()})
     if problems:
-        raise CheckpointError(f"{path}: these are not the variables of the network:\n  " + "\n  ".join(problems))
+        raise CheckpointError(f"{path}: these are not the variables of the network: " + "; ".join(problems))
     write = write_safetensors if str(path).endswith(".safetensors") else write_orbax
     return write(path, tensors, record, overwrite=overwrite)
 
