@@ -226,7 +226,7 @@ def _walk(net: PersistentObject) -> tuple[dict[str, TensorRecord], dict[str, dic
                 else:
                     raise PickleError(f"{child} is no tensor")
         for key, value in state.items():
-            if key.endswith("_hooks") and value:
+            if "_hooks" in key and value:
                 raise PickleError(f"{name or 'the network'} has hooks ({key}), which would run code")
 
     visit("", net, 0)

@@ -155,8 +155,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.command == "train":
         train(args.outdir)
-    else:
-        sample(args.snapshot, args.picture)
+        return None
+    from converter.errors import ConverterError
+
+    try:
+        return sample(args.snapshot, args.picture)
+    except ConverterError as error:
+        return str(error)
 
 
 if __name__ == "__main__":

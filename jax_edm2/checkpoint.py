@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SAFETENSORS_DTYPES = {"float16": "F16", "float32": "F32", "bfloat16": "BF16", "float64": "F64"}
 ITEM_SIZES = {"float16": 2, "float32": 4, "bfloat16": 2, "float64": 8}
 WRITING_THREADS = 2
+ORBAX_MARK = "_CHECKPOINT_METADATA"  # a file that every orbax checkpoint has
 FLUSH_EVERY = 0.03  # seconds
 
 
@@ -80,8 +81,9 @@ def write_safetensors(
 
     That is `record` with dtype and digest set, through `finish`, which may add what is only known when all tensors
     have been read (a hash of the source) as long as that does not change the record's length.
-    Raises: FileExistsError unless `overwrite`; OSError.
+    Raises: CheckpointError if `path` is a folder; FileExistsError unless `overwrite`; OSError.
     """
+    _refuse_folder(Path(path))
     # The largest items first, so that every tensor is aligned; then by name.
     order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
     record = dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest({}))
@@ -164,10 +166,14 @@ def write_orbax(
     overwrite: bool = False,
     finish: Callable[[Record], Record] = lambda record: record,
 ) -> Record:
-    """As `write_safetensors`, into an orbax folder. Needs orbax and memory for the whole tree."""
+    """As `write_safetensors`, into an orbax folder. Needs orbax and memory for the whole tree.
+
+    A folder that exists is replaced only if it is an orbax checkpoint, whatever `overwrite` says.
+    """
     ocp = _orbax()
     from flax.traverse_util import unflatten_dict
 
+    _refuse_folder(Path(path), unless=ORBAX_MARK)
     target = Path(path).absolute()  # orbax wants it so
     with whole_or_nothing(target, overwrite=overwrite) as temporary, ocp.StandardCheckpointer() as checkpointer:
         arrays, lines = {}, {}
@@ -180,6 +186,12 @@ def write_orbax(
         checkpointer.save(temporary, tree, custom_metadata={KEY: record.to_json()})
         checkpointer.wait_until_finished()
     return record
+
+
+def _refuse_folder(path: Path, unless: str | None = None):
+    """Nothing that a user keeps in a folder is lost, even if told to overwrite."""
+    if path.is_dir() and not (unless and (path / unless).exists()):
+        raise CheckpointError(f"{path}: is a folder and would be lost; choose another output")
 
 
 WRITERS = {"safetensors": write_safetensors, "orbax": write_orbax}

@@ -105,6 +105,15 @@ def test_saving_replaces_only_when_told(digits, tmp_path, name):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["folder.safetensors", "folder"])
+def test_a_folder_of_something_else_is_never_replaced(digits, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").touch()
+    with pytest.raises(CheckpointError, match="is a folder and would be lost"):
+        jax_edm2.save(tmp_path / name, *digits, overwrite=True)
+    assert (tmp_path / name / "precious").exists()
+
+
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken"])
 def test_nothing_is_left_when_writing_fails(digits, tmp_path, name, monkeypatch):
     def fail(*_):

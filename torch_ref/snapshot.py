@@ -146,7 +146,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         config, loss = published_config(args.name)
-    except ValueError as error:
+        with open(args.output, "ab"):  # fail before the work, not after it
+            pass
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     net = randomize(network.Precond(**config).requires_grad_(False), args.seed).to(torch.float16)
     latent = config["img_channels"] == 4
