@@ -197,12 +197,20 @@ class UNet(nn.Module):
 
 
 def _labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
-    """Labels as the U-Net wants them: none for an unconditional network, zeros [1, label_dim] for None."""
+    """Labels as the U-Net wants them: none for an unconditional network, zeros [1, label_dim] for None.
+
+    Raises: ValueError for anything but one-hot vectors; class numbers would be taken for one where N = label_dim.
+    """
     if config.label_dim == 0:
         return None
     if class_labels is None:
         return jnp.zeros((1, config.label_dim), dtype)
-    return jnp.asarray(class_labels, dtype).reshape(-1, config.label_dim)
+    class_labels = jnp.asarray(class_labels)
+    numbers = class_labels.ndim < 2 and jnp.issubdtype(class_labels.dtype, jnp.integer)
+    if numbers or class_labels.shape[-1:] != (config.label_dim,):
+        found = f"{class_labels.dtype} {list(class_labels.shape)}"
+        raise ValueError(f"class_labels must be one-hot [N, {config.label_dim}], not {found}; see jax.nn.one_hot")
+    return class_labels.astype(dtype).reshape(-1, config.label_dim)
 
 
 class Precond(nn.Module):

@@ -138,6 +138,13 @@ def test_gradients_are_those_of_pytorch():
     assert relative_error(grads[2], noise.grad) < 2e-6
 
 
+@pytest.mark.parametrize("labels", [np.arange(5), np.eye(4)[:3], np.float32(1)])
+def test_labels_that_are_not_one_hot_are_refused(labels):
+    x, sigma, _ = inputs(CONFIG, 5, seed=8)
+    with pytest.raises(ValueError, match=r"class_labels must be one-hot \[N, 5\], not"):
+        Precond(EDM2Config(**CONFIG)).apply(jax_variables(network(CONFIG)), x, sigma, labels)
+
+
 def test_dropout_acts_in_training_only():
     kwargs = {**CONFIG, "dropout": 0.5}
     variables, (x, sigma, labels) = jax_variables(network(kwargs)), inputs(kwargs, 2, seed=7)
