@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.pickle_reader import ByteRange, File, Global, Instance, Interpreter, PickleError
+from jax_edm2.config import brief
 
 STORAGE_TYPES = {Global("torch", "HalfStorage"): "float16", Global("torch", "FloatStorage"): "float32"}
 ITEM_SIZES = {"float16": 2, "float32": 4}
@@ -104,7 +105,7 @@ def _persistent_object(_file: File, meta) -> PersistentObject:
         key for key in meta if key not in kinds
     ]
     if wrong or meta["type"] != "class":
-        raise PickleError(f"a persistent object has a wrong entry {(wrong or ['type'])[0]!r:.60}")
+        raise PickleError(f"a persistent object has a wrong entry {brief((wrong or ['type'])[0])}")
     return PersistentObject(meta["class_name"], meta["version"], meta["module_src"], meta["state"])
 
 
@@ -138,7 +139,7 @@ def _storage(file: File, payload) -> Storage:
 
     def unpickle(**allowed):
         nonlocal position
-        interpreter = Interpreter(file, position, end, window=512, **allowed)
+        interpreter = Interpreter(file, position, end, window=512, max_opcodes=200, **allowed)
         value = interpreter.run()
         position = interpreter.position
         return value
@@ -203,7 +204,7 @@ def _parameter(_file: File, tensor, requires_grad, hooks) -> TensorRecord:
 
 def _dtype(_file: File, code, align, copy) -> DtypeRecord:
     if not isinstance(code, str) or code not in ("f2", "f4", "f8", "i4", "i8", "u1"):
-        raise PickleError(f"a numpy array has the unsupported dtype {code!r:.40}")
+        raise PickleError(f"a numpy array has the unsupported dtype {brief(code)}")
     return DtypeRecord(code)
 
 

@@ -130,7 +130,7 @@ def _cast(chunk: memoryview, stored: str, wanted: str, name: str) -> memoryview:
     values = np.frombuffer(chunk, stored)
     with np.errstate(over="ignore"):
         result = values.astype(wanted)
-    if np.isfinite(values).all() and not np.isfinite(result.astype(np.float32)).all():
+    if (np.isfinite(values) & ~np.isfinite(result.astype(np.float32))).any():
         raise ConvertError(f"{name} has values that overflow {wanted}; use --dtype keep or bfloat16")
     return result.view(np.uint8).data
 

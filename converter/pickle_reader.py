@@ -89,7 +89,7 @@ class Interpreter:
     builds: what BUILD may fill in, by type of record.
     newobj: globals that NEWOBJ may instantiate.
     persistent: what BINPERSID does; None refuses it.
-    window: how many bytes are read at a time.
+    window: how many bytes are read at a time. max_opcodes: how many are run before it is refused.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Interpreter:
         builds: dict[type, Callable] | None = None,
         persistent: Callable | None = None,
         window: int = 64 * 1024,
+        max_opcodes: int = MAX_OPCODES,
     ):
         self.file = file
         self.position = offset
@@ -118,6 +119,7 @@ class Interpreter:
         self.text = 0
         self.frame_end: int | None = None
         self.window_size = window
+        self.max_opcodes = max_opcodes
         self.window, self.window_start, self.window_end = b"", offset, offset
 
     # Reading
@@ -205,7 +207,7 @@ class Interpreter:
 
     def run(self):
         """The pickle's value. `position` is then the byte after it. Raises: PickleError."""
-        for count in range(MAX_OPCODES):
+        for count in range(self.max_opcodes):
             start = self.position
             code = self.byte()
             try:
@@ -224,7 +226,7 @@ class Interpreter:
                 located = PickleError(f"{error} (opcode {_name(code)} at byte {start})")
                 located.texts = frozenset(value for value in self.memo.values() if isinstance(value, str))
                 raise located from None
-        raise PickleError(f"holds more than {MAX_OPCODES} opcodes")
+        raise PickleError(f"holds more than {self.max_opcodes} opcodes")
 
     def proto(self):
         protocol = self.byte()

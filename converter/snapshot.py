@@ -20,7 +20,7 @@ from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.pickle_reader import File, Instance, PickleError
 from jax_edm2.checkpoint import check_tree
-from jax_edm2.config import BlockSpec, ConfigError, EDM2Config
+from jax_edm2.config import BlockSpec, ConfigError, EDM2Config, brief
 from jax_edm2.record import Encoder, Loss
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _init_kwargs(net: PersistentObject) -> dict[str, Any]:
     args, kwargs = net.state.get("_init_args"), net.state.get("_init_kwargs")
     kwargs = kwargs.state or {} if isinstance(kwargs, Instance) else kwargs
     if net.class_name != "Precond" or not isinstance(args, tuple) or not isinstance(kwargs, dict):
-        raise PickleError(f"its network is of class {net.class_name!r:.60}, without constructor arguments; not EDM2")
+        raise PickleError(f"its network is of class {brief(net.class_name)}, without constructor arguments; not EDM2")
     positional = dict(zip(_POSITIONAL, args, strict=False))
     if len(args) > len(_POSITIONAL) or positional.keys() & kwargs.keys():
         raise PickleError("its network's constructor arguments contradict each other")
@@ -203,7 +203,9 @@ def _walk(net: PersistentObject) -> tuple[dict[str, TensorRecord], dict[str, dic
 
     def visit(name: str, module: Any, depth: int):
         if isinstance(module, PersistentObject) and module.version != VERSION:
-            raise PickleError(f"{name or 'the network'} was saved by persistence version {module.version!r:.20}, not 6")
+            raise PickleError(
+                f"{name or 'the network'} was saved by persistence version {brief(module.version)}, not 6"
+            )
         state = module.state if isinstance(module, PersistentObject | Instance) else None
         if not isinstance(state, dict) or id(module) in seen or depth > 8:
             raise PickleError(f"{name or 'the network'} is no module, or appears twice")
@@ -249,7 +251,7 @@ def _check_attributes(config: EDM2Config, modules: dict[str, dict[str, Any]]) ->
             found = tuple(found) if isinstance(found, list) else found
             if type(found) not in (int, float, str, tuple, bool, type(None)) or found != value:
                 where = f"{module}.{name}".lstrip(".")
-                problems.append(f"! {where} is {found!r:.40}, should be {value!r}")
+                problems.append(f"! {where} is {brief(found)}, should be {value!r}")
     return problems
 
 
@@ -294,5 +296,5 @@ def _loss(loss: Any) -> Loss | None:
 
 
 def _few(names) -> str:
-    names = sorted(map(ascii, names))
+    names = sorted(ascii(name[:60]) for name in names)
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -192,6 +192,8 @@ def _refuse_folder(path: Path, unless: str | None = None):
     """Nothing that a user keeps in a folder is lost, even if told to overwrite."""
     if path.is_dir() and not (unless and (path / unless).exists()):
         raise CheckpointError(f"{path}: is a folder and would be lost; choose another output")
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise CheckpointError(f"{path}: is a link or a device and would be lost; choose another output")
 
 
 WRITERS = {"safetensors": write_safetensors, "orbax": write_orbax}
@@ -248,6 +250,10 @@ def save(
     import numpy as np
     from flax.traverse_util import flatten_dict
 
+    from jax_edm2.network import Precond
+
+    if not isinstance(net, Precond):
+        raise CheckpointError(f"{path}: only a Precond can be saved, not a {type(net).__name__}: load gives a Precond")
     config = net.config
     record = Record(config) if record is None else record
     if record.config != config:

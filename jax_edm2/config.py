@@ -74,6 +74,17 @@ class EDM2Config:
         return Architecture.of(self)
 
 
+def brief(value: Any) -> str:
+    """A short text for a value that a file may have made huge or endlessly nested: repr would build all of it."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return ascii(value[:60])
+    if isinstance(value, tuple | list) and len(value) <= 8 and all(isinstance(v, int | float) for v in value):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
+
+
 def _problems(config: EDM2Config):
     """Everything that is wrong with the fields, one sentence each."""
     ok = True
@@ -83,26 +94,26 @@ def _problems(config: EDM2Config):
             continue
         if not _is_integer(value) or not least <= value <= most:
             ok = False
-            yield f"{name} must be an integer from {least} to {most}, not {value!r:.60}"
+            yield f"{name} must be an integer from {least} to {most}, not {brief(value)}"
     for name, least in _INTEGER_TUPLES.items():
         value = getattr(config, name)
         good = isinstance(value, tuple) and all(_is_integer(v) and least <= v <= _LIMIT for v in value)
         if not good or len(value) > 64:
             ok = False
-            yield f"{name} must be a short list of integers from {least} to {_LIMIT}, not {value!r:.60}"
+            yield f"{name} must be a short list of integers from {least} to {_LIMIT}, not {brief(value)}"
     for name, (low, high) in _FLOATS.items():
         value = getattr(config, name)
         if value is None and name in _OPTIONAL:
             continue
         if not _is_number(value) or not low <= value <= high:
-            yield f"{name} must be a number from {low:g} to {high:g}, not {value!r:.60}"
+            yield f"{name} must be a number from {low:g} to {high:g}, not {brief(value)}"
     if not isinstance(config.use_fp16, bool):
-        yield f"use_fp16 must be true or false, not {config.use_fp16!r:.60}"
+        yield f"use_fp16 must be true or false, not {brief(config.use_fp16)}"
     taps = config.resample_filter
     if not isinstance(taps, tuple) or not all(map(_is_number, taps)) or len(taps) % 2 or not 0 < len(taps) <= 64:
-        yield f"resample_filter must be an even number of numbers, not {taps!r:.60}"
+        yield f"resample_filter must be an even number of numbers, not {brief(taps)}"
     elif sum(taps) == 0:
-        yield f"resample_filter must not sum to 0, as {taps!r:.60} does"
+        yield f"resample_filter must not sum to 0, as {brief(taps)} does"
     if not ok:
         return
     if not config.channel_mult:

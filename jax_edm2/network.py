@@ -134,12 +134,13 @@ class Block(nn.Module):
         """Cosine attention: q, k and v, interleaved innermost in the channels, are all pixel-normalised."""
         n, c, h, w = x.shape
         heads = self.spec.num_heads
-        y = self.attn_qkv(x).reshape(n, heads, c // heads, 3, h * w)
+        # Split and merged in separate steps, as meshes with explicit axes demand.
+        y = self.attn_qkv(x).reshape(n, heads, c // heads, 3, h, w).reshape(n, heads, c // heads, 3, h * w)
         y = normalize(y, axis=2)
         q, k, v = (y[:, :, :, i] for i in range(3))  # each [N, heads, C / heads, H W]
         logits = jnp.einsum("nhcq,nhck->nhqk", q, k / math.sqrt(c // heads))
         y = jnp.einsum("nhqk,nhck->nhcq", nn.softmax(logits, axis=3), v)
-        return self.attn_proj(y.reshape(x.shape))
+        return self.attn_proj(y.reshape(n, heads, c // heads, h, w).reshape(x.shape))
 
 
 class UNet(nn.Module):

@@ -16,7 +16,7 @@ LAYOUT = ("NCHW", "OIHW", "NCHW")
 
 def wide(dtype) -> jnp.dtype:
     """The dtype of norms, weights, embeddings and preconditioning, for activations of `dtype`."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: float = 1e-4) -> jax.Array:

@@ -15,6 +15,6 @@ def project_to_sphere(variables: Any) -> Any:
     """
 
     def project(path, value):
-        return normalize(value) if path[-1].key == "mpconv_weight" else value
+        return normalize(value) if path and getattr(path[-1], "key", None) == "mpconv_weight" else value
 
     return jax.tree_util.tree_map_with_path(project, variables)

@@ -161,6 +161,14 @@ def test_configurations_that_contradict_the_network(net, tmp_path):
     assert "! unet.concat_balance is 0.25" in text
 
 
+def test_values_that_double_at_every_level_are_not_printed(net, tmp_path):
+    value = (1,)
+    for _ in range(60):
+        value = (value, value)
+    net._init_kwargs = {**CONFIG, "channel_mult": value}
+    assert "not a value of type tuple" in message(dump(tmp_path / "x.pkl", EasyDict(ema=net.half())))
+
+
 def test_hooks_are_refused(net, tmp_path):
     net.unet.out_conv._forward_hooks["x"] = 1
     write_snapshot(tmp_path / "x.pkl", net)
