@@ -81,9 +81,9 @@ def write_safetensors(
 
     That is `record` with dtype and digest set, through `finish`, which may add what is only known when all tensors
     have been read (a hash of the source) as long as that does not change the record's length.
-    Raises: CheckpointError if `path` is a folder; FileExistsError unless `overwrite`; OSError.
+    Raises: CheckpointError if `path` is a folder, link or device; FileExistsError unless `overwrite`; OSError.
     """
-    _refuse_folder(Path(path))
+    _refuse_to_lose(Path(path))
     # The largest items first, so that every tensor is aligned; then by name.
     order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
     record = dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest({}))
@@ -173,7 +173,7 @@ def write_orbax(
     ocp = _orbax()
     from flax.traverse_util import unflatten_dict
 
-    _refuse_folder(Path(path), unless=ORBAX_MARK)
+    _refuse_to_lose(Path(path), unless=ORBAX_MARK)
     target = Path(path).absolute()  # orbax wants it so
     with whole_or_nothing(target, overwrite=overwrite) as temporary, ocp.StandardCheckpointer() as checkpointer:
         arrays, lines = {}, {}
@@ -188,8 +188,8 @@ def write_orbax(
     return record
 
 
-def _refuse_folder(path: Path, unless: str | None = None):
-    """Nothing that a user keeps in a folder is lost, even if told to overwrite."""
+def _refuse_to_lose(path: Path, unless: str | None = None):
+    """No folder, link or device is ever replaced, even if told to overwrite; a folder with the file `unless` may be."""
     if path.is_dir() and not (unless and (path / unless).exists()):
         raise CheckpointError(f"{path}: is a folder and would be lost; choose another output")
     if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
