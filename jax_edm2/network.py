@@ -26,6 +26,14 @@ from jax_edm2.twofold import Twofold
 Array = jax.Array
 
 
+class Tapped(nn.Module):
+    """A module that names its intermediate values, so that they can be recorded or replaced from outside."""
+
+    def tap(self, name: str, value: Any) -> Any:
+        """`value` itself. flax.linen.intercept_methods sees this call: see `converter.verify.taps` for all names."""
+        return value
+
+
 class MPConv(nn.Module):
     """Convolution [out, in, kh, kw], or linear layer [out, in] for kernel=(), with normalised weights (Eq. 47).
 
@@ -87,7 +95,7 @@ class MPPositional(nn.Module):
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * math.sqrt(2)
 
 
-class Block(nn.Module):
+class Block(Tapped):
     """Encoder or decoder block with optional self-attention (Fig. 21): x [N, Cin, H, W], emb [N or 1, Cemb]."""
 
     spec: BlockSpec
@@ -106,16 +114,17 @@ class Block(nn.Module):
         self.drop = nn.Dropout(self.config.dropout)
 
     def __call__(self, x: Array, emb: Array, train: bool = False) -> Array:
-        x = resample(x, self.config.resample_filter, self.spec.resample)
+        if self.spec.resample != "keep":
+            x = self.tap("resample", resample(x, self.config.resample_filter, self.spec.resample))
         if self.spec.flavor == "enc":
             x = self.skip(x)
-            x = normalize(x, axis=1)
+            x = self.tap("pixel_norm", normalize(x, axis=1))
         y = self.residual(x, emb, train)
         if self.spec.flavor == "dec":
             x = self.skip(x)
-        x = mp_sum(x, y, self.config.res_balance)
+        x = self.tap("res_sum", mp_sum(x, y, self.config.res_balance))
         if self.spec.num_heads:
-            x = mp_sum(x, self.attend(x), self.config.attn_balance)
+            x = self.tap("attn_sum", mp_sum(x, self.attend(x), self.config.attn_balance))
         if self.config.clip_act is not None:
             x = jnp.clip(x, -self.config.clip_act, self.config.clip_act)
         return x
@@ -124,10 +133,12 @@ class Block(nn.Module):
         return x if self.conv_skip is None else self.conv_skip(x)
 
     def residual(self, x: Array, emb: Array, train: bool) -> Array:
-        y = self.conv_res0(mp_silu(x))
+        y = self.conv_res0(self.tap("silu0", mp_silu(x)))
         c = self.emb_linear(emb, gain=self.emb_gain) + 1  # [N or 1, Cout]
-        y = mp_silu(y * c[:, :, None, None].astype(y.dtype))
-        y = self.drop(y, deterministic=not train)
+        y = self.tap("modulation", y * c[:, :, None, None].astype(y.dtype))
+        y = self.tap("silu1", mp_silu(y))
+        if self.config.dropout:
+            y = self.tap("dropout", self.drop(y, deterministic=not train))
         return self.conv_res1(y)
 
     def attend(self, x: Array) -> Array:
@@ -136,14 +147,14 @@ class Block(nn.Module):
         heads = self.spec.num_heads
         # Split and merged in separate steps, as meshes with explicit axes demand.
         y = self.attn_qkv(x).reshape(n, heads, c // heads, 3, h, w).reshape(n, heads, c // heads, 3, h * w)
-        y = normalize(y, axis=2)
+        y = self.tap("qkv_norm", normalize(y, axis=2))
         q, k, v = (y[:, :, :, i] for i in range(3))  # each [N, heads, C / heads, H W]
         logits = jnp.einsum("nhcq,nhck->nhqk", q, k / math.sqrt(c // heads))
         y = jnp.einsum("nhqk,nhck->nhcq", nn.softmax(logits, axis=3), v)
-        return self.attn_proj(y.reshape(n, heads, c // heads, h, w).reshape(x.shape))
+        return self.attn_proj(self.tap("attention", y.reshape(n, heads, c // heads, h, w).reshape(x.shape)))
 
 
-class UNet(nn.Module):
+class UNet(Tapped):
     """The EDM2 U-Net (Fig. 21).
 
     x [N, C, H, W] in any dtype, which is that of the result; noise_labels [N or 1] and class_labels
@@ -173,7 +184,7 @@ class UNet(nn.Module):
     ) -> Array:
         emb = self.embed(noise_labels, class_labels)
         architecture = self.config.architecture
-        x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+        x = self.tap("ones", jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1))
         x = self.enc[architecture.conv_in](x)
         skips = [x]
         for spec in architecture.encoder:
@@ -181,7 +192,7 @@ class UNet(nn.Module):
             skips.append(x)
         for spec in architecture.decoder:
             if spec.concat:
-                x = mp_cat(x, skips.pop(), self.config.concat_balance)
+                x = self.tap(f"{spec.name}.concat", mp_cat(x, skips.pop(), self.config.concat_balance))
             x = self.dec[spec.name](x, emb, train)
         return self.out_conv(x, gain=self.out_gain)
 
@@ -192,9 +203,9 @@ class UNet(nn.Module):
         if self.emb_label is not None:
             if class_labels is None:
                 raise ValueError("a class-conditional UNet needs class_labels; zeros mean no class")
-            label = self.emb_label(class_labels * math.sqrt(self.config.label_dim))
-            emb = mp_sum(emb, label, self.config.label_balance)
-        return mp_silu(emb)
+            label = self.emb_label(self.tap("label_scale", class_labels * math.sqrt(self.config.label_dim)))
+            emb = self.tap("emb_sum", mp_sum(emb, label, self.config.label_balance))
+        return self.tap("emb_silu", mp_silu(emb))
 
 
 def _labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
@@ -214,7 +225,7 @@ def _labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | No
     return class_labels.astype(dtype).reshape(-1, config.label_dim)
 
 
-class Precond(nn.Module):
+class Precond(Tapped):
     """The EDM2 denoiser D(x; sigma, labels) and its uncertainty logvar = u(sigma) (Eq. 21).
 
     D, logvar = net.apply(variables, x, sigma, class_labels, return_logvar=True)
@@ -251,11 +262,12 @@ class Precond(nn.Module):
         c_out = sigma * sigma_data / jnp.sqrt(total)
         c_in = 1 / jnp.sqrt(total)
         log_sigma = twofold.log(sigma.reshape(-1))
-        c_noise = Twofold(log_sigma.hi / 4, log_sigma.lo / 4)
+        c_noise = self.tap("c_noise", Twofold(log_sigma.hi / 4, log_sigma.lo / 4))
+        scaled = self.tap("scaled_input", (c_in * x).astype(self.dtype))
 
         labels = _labels(self.config, class_labels, full)
-        raw = self.unet((c_in * x).astype(self.dtype), c_noise, labels, train)
-        denoised = c_skip * x + c_out * raw.astype(full)
+        raw = self.unet(scaled, c_noise, labels, train)
+        denoised = self.tap("denoised", c_skip * x + c_out * raw.astype(full))
         if self.is_initializing() or return_logvar:
             logvar = self.logvar_linear(self.logvar_fourier_t(c_noise)).reshape(-1, 1, 1, 1)
         return (denoised, logvar) if return_logvar else denoised

@@ -1,0 +1,73 @@
+"""Test inputs that are able to show a bug: every noise level, several labels and no label, noise of fixed seeds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jax_edm2.config import EDM2Config
+
+SIGMAS = (0.002, 0.3, 3.0, 80.0)
+
+# The training step: NVlabs' Adam, ten steps on, its second moment the mean square of the true gradient (with none,
+# as in a first step, the update would be the gradient's sign, which rounding decides wherever it is small).
+STEP_BATCH = 2
+LEARNING_RATE, BETAS, EPS, STEPS_BEFORE = 0.01, (0.9, 0.99), 1e-8, 10
+IMAGES_SEEN, IMAGES_PER_STEP, EMA_STD = 20480, 2048, 0.1  # of the power-function average
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run; the same for both frameworks, and recorded in the truth file."""
+
+    checks: tuple[str, ...] = ("parameters", "forward", "gradients", "trajectory")
+    seeds: tuple[int, ...] = (0,)
+    sigmas: tuple[float, ...] = SIGMAS  # noise standard deviations, dealt to the images of a batch in turn
+    batch: int = 4
+    steps: int = 32  # of the trajectory
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch: x [N, C, H, W] = image + sigma noise, sigma [N], labels [N, label_dim] or None, in float32."""
+
+    images: np.ndarray
+    noise: np.ndarray  # unit variance
+    sigma: np.ndarray
+    labels: np.ndarray | None
+
+    @property
+    def x(self) -> np.ndarray:
+        return self.images + self.sigma[:, None, None, None] * self.noise
+
+    def first(self, count: int) -> "Case":
+        labels = None if self.labels is None else self.labels[:count]
+        return Case(self.images[:count], self.noise[:count], self.sigma[:count], labels)
+
+
+def make_case(config: EDM2Config, plan: Plan, seed: int) -> Case:
+    """The batch of a seed. Images are noise with the standard deviation of the data; every fourth image, from the
+    second on, has no label (zeros)."""
+    rng = np.random.default_rng(seed)
+    n, r = plan.batch, config.img_resolution
+    shape = n, config.img_channels, r, r
+    images = (rng.standard_normal(shape) * config.sigma_data).astype(np.float32)
+    noise = rng.standard_normal(shape).astype(np.float32)
+    sigma = np.resize(np.asarray(plan.sigmas, np.float32), n)
+    labels = None
+    if config.label_dim:
+        labels = np.zeros((n, config.label_dim), np.float32)
+        labelled = np.arange(n) % 4 != 1
+        labels[labelled, rng.integers(config.label_dim, size=n)[labelled]] = 1
+    return Case(images, noise, sigma, labels)
+
+
+def trajectory_start(config: EDM2Config, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Unit noise [1, C, H, W] and a label [1, label_dim] or None, in float32."""
+    rng = np.random.default_rng([seed, 1])
+    noise = rng.standard_normal((1, config.img_channels, config.img_resolution, config.img_resolution))
+    labels = None
+    if config.label_dim:
+        labels = np.zeros((1, config.label_dim), np.float32)
+        labels[0, rng.integers(config.label_dim)] = 1
+    return noise.astype(np.float32), labels

@@ -1,0 +1,368 @@
+"""What PyTorch computes: the truth in float64, and PyTorch's own distance from it in the precision that is judged.
+
+Runs as a process of its own, so that its memory, its switches and any embedded code stay apart from JAX:
+
+    python -m converter.verify.oracle < JOB.json
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from converter.errors import ConverterError
+from converter.snapshot import Snapshot, read_snapshot
+from converter.verify.cases import (
+    BETAS,
+    EMA_STD,
+    EPS,
+    IMAGES_PER_STEP,
+    IMAGES_SEEN,
+    LEARNING_RATE,
+    STEP_BATCH,
+    STEPS_BEFORE,
+    Case,
+    Plan,
+    make_case,
+    trajectory_start,
+)
+from converter.verify.metrics import difference
+from converter.verify.precision import set_torch, torch_facts
+from converter.verify.reference import Reference, as_float32, source_hash
+from converter.verify.taps import Tap, before_clip, block_scope, boundaries
+from converter.verify.torch_taps import tapped
+from converter.verify.truth import TruthWriter
+from torch_ref.sampling import heun_states, noise_levels
+from torch_ref.training import power_function_exponent
+
+
+@dataclass(frozen=True)
+class Job:
+    snapshot: str
+    output: str
+    plan: Plan
+    reference: str = "torch_ref"
+    device: str = "cpu"  # of PyTorch in the precision that is judged; the truth is computed on the CPU
+    threads: int | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        fields = json.loads(text)
+        plan = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.pop("plan").items()}
+        return cls(plan=Plan(**plan), **fields)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+def compute(job: Job) -> dict[str, Any]:
+    """Write the truth file of a job and return its facts. Raises: ConverterError, OSError."""
+    started = time.perf_counter()
+    switches = set_torch(job.plan.precision, job.device)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    with read_snapshot(job.snapshot) as snapshot, TruthWriter(Path(job.output)) as truth:
+        oracle = _Oracle(snapshot, job, truth)
+        with oracle.reference.truth():
+            oracle.write_truth()
+        oracle.reference.lower()
+        oracle.compare_reference()
+        facts = {
+            "plan": dataclasses.asdict(job.plan),
+            "config": snapshot.config.to_json(),
+            "snapshot": {"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": source_hash(snapshot)},
+            "reference": job.reference,
+            "parameters": _parameter_hashes(snapshot),
+            "amplification": oracle.amplification,
+            "not_finite": oracle.not_finite,
+            "gradient_sizes": oracle.gradient_sizes,
+            "errors": oracle.errors,
+            "repeat": oracle.repeat,
+            "environment": torch_facts(job.device),
+            "switches": switches,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        truth.finish(facts)
+    return facts
+
+
+class _Oracle:
+    def __init__(self, snapshot: Snapshot, job: Job, truth: TruthWriter):
+        self.snapshot, self.plan, self.truth = snapshot, job.plan, truth
+        self.config = snapshot.config
+        self.reference = Reference(snapshot, job.reference, job.device)
+        self.errors: dict[str, Any] = {}  # of the reference: by phase and name
+        self.repeat: float | None = None  # largest relative difference between two runs of the reference
+        self.amplification: dict[str, dict[str, float]] = {}  # by case and block
+        self.not_finite: list[str] = []  # names of what is not finite in the truth
+        self.gradient_sizes: dict[str, float] = {}  # root mean square of every parameter's true gradient
+        self._blocks = self.config.architecture.encoder + self.config.architecture.decoder
+        total = (2 + 3) * len(self.plan.seeds) * ("forward" in self.plan.checks)
+        total += 2 * ("gradients" in self.plan.checks)
+        total += 2 * (2 * self.plan.steps - 1) * ("trajectory" in self.plan.checks)
+        self._bar = tqdm(total=total, desc="PyTorch", unit="run", leave=False, disable=not sys.stderr.isatty())
+
+    def _cases(self) -> Iterator[tuple[str, Case]]:
+        for seed in self.plan.seeds:
+            yield f"seed{seed}", make_case(self.config, self.plan, seed)
+
+    def write_truth(self):
+        for name, case in self._cases():
+            if "forward" in self.plan.checks:
+                self._write_forward(name, case)
+        if "trajectory" in self.plan.checks:
+            self._keep("trajectory", np.stack(self._trajectory()))
+        if "gradients" in self.plan.checks:
+            loss = self._step(lambda key, value: self._keep(key, value.astype(np.float32)))
+            self._keep("loss", np.float64(loss))
+
+    def compare_reference(self):
+        precision = self.plan.precision
+        for name, case in self._cases():
+            if "forward" in self.plan.checks:
+                self._compare_forward(name, case)
+        if "trajectory" in self.plan.checks:
+            pairs = zip(self._trajectory(precision), self.truth["trajectory"], strict=True)
+            self.errors["trajectory"] = [difference(x, exact).error for x, exact in pairs]
+        if "gradients" in self.plan.checks:
+            errors = {}
+
+            def compare(key, value):
+                errors[key] = difference(value, self.truth[key]).error
+
+            loss = self._step(compare, precision)
+            exact = float(self.truth["loss"])
+            self.errors["gradients"] = {"loss": abs(loss - exact) / abs(exact), **errors}
+        self._bar.close()
+
+    def _keep(self, key, value):
+        if not np.isfinite(value).all():
+            self.not_finite.append(key)
+        self.truth[key] = value
+
+    # Forward
+
+    def _run(self, case: Case, visit, precision="float32", labels=True):
+        """(D, logvar) of a forward pass whose every tap goes through `visit`."""
+        self._bar.update()
+        with torch.no_grad(), tapped(self.reference.net, self.reference.namespace, self.config, visit):
+            return self.reference(
+                case.x, case.sigma, case.labels if labels else None, precision, return_logvar=True
+            )
+
+    def _write_forward(self, name: str, case: Case):
+        largest: dict[str, float] = {}
+        before = {block_scope(spec): before_clip(spec) for spec in self._blocks}
+
+        def record(tap: Tap, value):
+            self._keep(f"{name}/{tap}", value.numpy())
+            if before.get(tap.scope) == tap.operation:
+                largest[tap.scope] = float(value.abs().max())
+            return value
+
+        denoised, logvar = self._run(case, record)
+        self._keep(f"{name}/denoised", denoised.numpy())
+        self._keep(f"{name}/logvar", logvar.numpy())
+        if self.config.label_dim:
+            unlabelled, _ = self._run(case, lambda _tap, value: value, labels=False)
+            self._keep(f"{name}/unlabelled", unlabelled.numpy())
+        if self.config.clip_act is None:
+            return
+        # Nothing is ever clipped in most networks: multiply by a power of two (exact) until something is.
+        self.amplification[name] = amplify = {
+            scope: 2.0 ** math.ceil(math.log2(2 * self.config.clip_act / size)) if 0 < size < math.inf else 1.0
+            for scope, size in largest.items()
+        }
+
+        def clip(tap: Tap, value):
+            if before.get(tap.scope) == tap.operation:
+                return value * amplify[tap.scope]
+            if tap.operation == "clip":
+                self._keep(f"{name}/{tap}.amplified", value.numpy())
+                return torch.from_numpy(self.truth[f"{name}/{tap}"])
+            return value
+
+        self._run(case, clip)
+
+    def _compare_forward(self, name: str, case: Case):
+        precision = self.plan.precision
+        before = {block_scope(spec): before_clip(spec) for spec in self._blocks}
+        amplify = self.amplification.get(name, {})
+        boundary = boundaries(self.config)
+        accumulated: dict[str, Any] = {}
+        isolated: dict[str, Any] = {}
+
+        def note(found, tap, value, suffix=""):
+            exact = self.truth[f"{name}/{tap}{suffix}"]
+            found[str(tap)] = {
+                "error": difference(_numpy(value), exact).error,
+                "dtype": str(value.dtype).removeprefix("torch."),
+            }
+            return exact
+
+        def accumulate(tap, value):
+            note(accumulated, tap, value)
+            return value
+
+        def isolate(tap, value):
+            if tap.operation == "clip":
+                note(isolated, tap, value, ".amplified")
+                return _like(self.truth[f"{name}/{tap}"], value)
+            exact = note(isolated, tap, value)
+            if before.get(tap.scope) == tap.operation:
+                return value * amplify.get(tap.scope, 1.0)
+            return _like(exact, value) if tap in boundary else value
+
+        first = self._run(case, accumulate, precision)
+        again = self._run(case, lambda _tap, value: value, precision)
+        self.repeat = max(
+            [self.repeat or 0.0] + [_apart(_numpy(b), _numpy(a)) for a, b in zip(first, again, strict=True)]
+        )
+        self._run(case, isolate, precision)
+        outputs = {
+            "denoised": difference(_numpy(first[0]), self.truth[f"{name}/denoised"]).error,
+            "logvar": difference(_numpy(first[1]), self.truth[f"{name}/logvar"]).error,
+        }
+        if self.config.label_dim:
+            unlabelled, _ = self._run(case, lambda _tap, value: value, precision, labels=False)
+            outputs["unlabelled"] = difference(_numpy(unlabelled), self.truth[f"{name}/unlabelled"]).error
+        self.errors[name] = {"accumulated": accumulated, "isolated": isolated, "outputs": outputs}
+
+    # Trajectory
+
+    def _trajectory(self, precision="float32") -> list[np.ndarray]:
+        """The states of the deterministic Heun sampler (arXiv 2206.00364, Algorithm 1), first to last."""
+        noise, labels = trajectory_start(self.config, self.plan.seeds[0])
+
+        def denoise(x, sigma):
+            self._bar.update()
+            return self.reference(x, sigma, labels, precision)
+
+        return [_numpy(x) for x in heun_states(denoise, self._put(noise), noise_levels(self.plan.steps))]
+
+    # Gradients and one training step
+
+    def _step(self, keep, precision="float32") -> float:
+        """The loss of one training step (arXiv 2312.02696): forced weight normalisation, gradient, Adam, EMA.
+
+        keep(key, array) is given the gradient, the new value and the new average of every parameter.
+        """
+        net, normalize = self.reference.net, self.reference.namespace["normalize"]
+        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP_BATCH)
+        images, sigma = self._put(case.images), self._put(case.sigma[:, None, None, None])
+        noise = self._put(case.noise).requires_grad_()
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if name.endswith(".weight"):
+                    parameter.copy_(normalize(parameter))
+        net.requires_grad_(True)
+        with _recomputed_blocks(net, self.config):
+            noisy = images + sigma * noise
+            denoised, logvar = self.reference(noisy, sigma, case.labels, precision, return_logvar=True)
+            weight = (sigma**2 + self.config.sigma_data**2) / (sigma * self.config.sigma_data) ** 2
+            loss = (weight / logvar.exp() * (denoised - images) ** 2 + logvar).mean()  # Eqs. 14, 15, 21
+            loss.backward()
+        self._bar.update()
+        keep("gradient/input", _numpy(noise.grad))
+        decay = (1 - IMAGES_PER_STEP / IMAGES_SEEN) ** (power_function_exponent(EMA_STD) + 1)
+        for name, parameter in net.named_parameters():  # one by one: Adam's state of all would double the memory
+            gradient = parameter.grad
+            keep(f"gradient/{name}", _numpy(gradient))
+            self.gradient_sizes.setdefault(name, float(gradient.double().square().mean().sqrt()))
+            average = parameter.detach().clone()
+            adam = torch.optim.Adam([parameter], lr=LEARNING_RATE, betas=BETAS, eps=EPS)
+            adam.state[parameter] = {
+                "step": torch.tensor(float(STEPS_BEFORE)),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.full_like(parameter, self.gradient_sizes[name] ** 2),
+            }
+            adam.step()
+            keep(f"step/{name}", _numpy(parameter))
+            average.lerp_(parameter.detach(), 1 - decay)
+            keep(f"ema/{name}", _numpy(average))
+            parameter.grad = None
+        net.requires_grad_(False)
+        self.reference.reload()
+        return float(loss.detach())
+
+    def _put(self, array):
+        full = torch.float64 if self.reference.raised else torch.float32
+        return torch.as_tensor(array, dtype=full, device=self.reference.device)
+
+
+@contextlib.contextmanager
+def _recomputed_blocks(net, config):
+    """Activations inside blocks are computed again on the way back, so that memory is that of one block."""
+    architecture = config.architecture
+    names = [block_scope(spec) for spec in architecture.encoder + architecture.decoder]
+    blocks = [net.get_submodule(name) for name in names]
+    for block in blocks:
+        block.forward = lambda *args, forward=block.forward: checkpoint(forward, *args, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _numpy(tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+
+
+def _like(array: np.ndarray, tensor):
+    return torch.from_numpy(array).to(tensor.device, tensor.dtype)
+
+
+def _apart(x, y) -> float:
+    if np.array_equal(x, y, equal_nan=True):
+        return 0.0
+    found = difference(x, np.asarray(y, np.float64)).error
+    return found if math.isfinite(found) else math.inf
+
+
+def _parameter_hashes(snapshot: Snapshot) -> dict[str, Any]:
+    """Shape and sha256 of every tensor's float32 bytes, so that a checkpoint can be held to them without the file."""
+    found = {}
+    for name, record in snapshot.tensors.items():
+        values = np.ascontiguousarray(as_float32(snapshot.read(name)), "<f4")
+        found[name] = {"shape": list(record.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+    return found
+
+
+def _file_hash(snapshot: Snapshot) -> str:
+    from converter.convert import SourceHash
+
+    with SourceHash(snapshot) as source_hash:
+        return source_hash.result()
+
+
+def main():
+    job = Job.from_json(sys.stdin.read())
+    try:
+        compute(job)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ConverterError, OSError, MemoryError) as error:
+        print(f"edm2-verify: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
