@@ -14,9 +14,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jax_edm2.checkpoint import CheckpointError, load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
+    from jax_edm2.folding import fold
     from jax_edm2.network import Precond, PrecondUNet, UNet
     from jax_edm2.record import Record
-    from jax_edm2.training import project_to_sphere
+    from jax_edm2.sampling import heun_states, noise_levels
+    from jax_edm2.training import denoising_loss, project_to_sphere, update_average
 
 _HOME = {
     "CheckpointError": "checkpoint",
@@ -26,11 +28,16 @@ _HOME = {
     "PrecondUNet": "network",
     "Record": "record",
     "UNet": "network",
+    "denoising_loss": "training",
     "expected_tree": "config",
+    "fold": "folding",
+    "heun_states": "sampling",
     "load": "checkpoint",
+    "noise_levels": "sampling",
     "project_to_sphere": "training",
     "read_record": "checkpoint",
     "save": "checkpoint",
+    "update_average": "training",
 }
 __all__ = sorted(_HOME)
 

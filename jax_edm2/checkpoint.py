@@ -254,6 +254,8 @@ def save(
 
     if not isinstance(net, Precond):
         raise CheckpointError(f"{path}: only a Precond can be saved, not a {type(net).__name__}: load gives a Precond")
+    if net.folded:
+        raise CheckpointError(f"{path}: a folded network is for inference alone; save the variables that it came from")
     config = net.config
     record = Record(config) if record is None else record
     if record.config != config:

@@ -10,6 +10,7 @@ Embeddings, norms, weights and preconditioning are float32 (float64 for float64)
 import math
 from collections.abc import Mapping
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -43,15 +44,18 @@ class MPConv(nn.Module):
     in_channels: int
     out_channels: int
     kernel: tuple[int, ...] = ()
+    folded: bool = False  # are the weights normalised, and multiplied by everything, already? See `folding`.
 
     def setup(self):
         shape = (self.out_channels, self.in_channels, *self.kernel)
         self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), shape)
 
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
-        w = self.weight.astype(wide(x.dtype))
-        scale = 1 / math.sqrt(w[0].size)
-        w = normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
+        w = self.weight
+        if not self.folded:
+            w = w.astype(wide(x.dtype))
+            scale = 1 / math.sqrt(w[0].size)
+            w = normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
         w = w.astype(x.dtype)
         if not self.kernel:
             return x @ w.T
@@ -100,17 +104,19 @@ class Block(Tapped):
 
     spec: BlockSpec
     config: EDM2Config
+    folded: bool = False
 
     def setup(self):
         cin, cout = self.spec.in_channels, self.spec.out_channels
+        conv = partial(MPConv, folded=self.folded)
         self.emb_gain = self.param("emb_gain", nn.initializers.zeros, ())
-        self.conv_res0 = MPConv(cout if self.spec.flavor == "enc" else cin, cout, (3, 3))
-        self.emb_linear = MPConv(self.config.emb_channels, cout)
-        self.conv_res1 = MPConv(cout, cout, (3, 3))
-        self.conv_skip = MPConv(cin, cout, (1, 1)) if cin != cout else None
+        self.conv_res0 = conv(cout if self.spec.flavor == "enc" else cin, cout, (3, 3))
+        self.emb_linear = conv(self.config.emb_channels, cout)
+        self.conv_res1 = conv(cout, cout, (3, 3))
+        self.conv_skip = conv(cin, cout, (1, 1)) if cin != cout else None
         if self.spec.num_heads:
-            self.attn_qkv = MPConv(cout, 3 * cout, (1, 1))
-            self.attn_proj = MPConv(cout, cout, (1, 1))
+            self.attn_qkv = conv(cout, 3 * cout, (1, 1))
+            self.attn_proj = conv(cout, cout, (1, 1))
         self.drop = nn.Dropout(self.config.dropout)
 
     def __call__(self, x: Array, emb: Array, train: bool = False) -> Array:
@@ -164,20 +170,21 @@ class UNet(Tapped):
     config: EDM2Config
     use_fourier: bool = True  # False: MPPositional in place of MPFourier
     fourier_bandwidth: float = 1.0
+    folded: bool = False
 
     def setup(self):
-        config = self.config
+        config, conv = self.config, partial(MPConv, folded=self.folded)
         noise, emb, widths = config.noise_channels, config.emb_channels, config.widths
         self.out_gain = self.param("out_gain", nn.initializers.zeros, ())
         self.emb_t_fourier = MPFourier(noise, self.fourier_bandwidth) if self.use_fourier else MPPositional(noise)
-        self.emb_t_linear = MPConv(noise, emb)
-        self.emb_label = MPConv(config.label_dim, emb) if config.label_dim else None
+        self.emb_t_linear = conv(noise, emb)
+        self.emb_label = conv(config.label_dim, emb) if config.label_dim else None
         architecture = config.architecture
         # Flax names the members of a dict after attribute and key: enc_64x64_conv, dec_8x8_in0, ...
-        conv_in: dict[str, Any] = {architecture.conv_in: MPConv(config.img_channels + 1, widths[0], (3, 3))}
-        self.enc: dict[str, Any] = conv_in | {spec.name: Block(spec, config) for spec in architecture.encoder}
-        self.dec = {spec.name: Block(spec, config) for spec in architecture.decoder}
-        self.out_conv = MPConv(widths[0], config.img_channels, (3, 3))
+        conv_in: dict[str, Any] = {architecture.conv_in: conv(config.img_channels + 1, widths[0], (3, 3))}
+        self.enc: dict[str, Any] = conv_in | {spec.name: Block(spec, config, self.folded) for spec in architecture.encoder}
+        self.dec = {spec.name: Block(spec, config, self.folded) for spec in architecture.decoder}
+        self.out_conv = conv(widths[0], config.img_channels, (3, 3))
 
     def __call__(
         self, x: Array, noise_labels: Array | Twofold, class_labels: Array | None, train: bool = False
@@ -233,11 +240,12 @@ class Precond(Tapped):
 
     config: EDM2Config
     dtype: Any = jnp.float32
+    folded: bool = False
 
     def setup(self):
-        self.unet = UNet(self.config)
+        self.unet = UNet(self.config, folded=self.folded)
         self.logvar_fourier_t = MPFourier(self.config.logvar_channels)
-        self.logvar_linear = MPConv(self.config.logvar_channels, 1)
+        self.logvar_linear = MPConv(self.config.logvar_channels, 1, folded=self.folded)
 
     def __call__(
         self,

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from converter.errors import ConverterError
+from converter.errors import ConverterError, ProcessFailed
 from jax_edm2.checkpoint import CheckpointError
 
 BAD_INPUT = 2
@@ -22,6 +22,8 @@ def run(command: click.Command) -> NoReturn:
         _fail(name, f"{error.format_message()} (see {name} --help)")
     except (ConverterError, CheckpointError) as error:
         _fail(name, str(error))
+    except ProcessFailed as error:  # it has said why
+        sys.exit(error.code)
     except FileExistsError as error:
         _fail(name, f"{error}; use --force to replace it" if error.errno is None else str(error))
     except BrokenPipeError:

@@ -14,6 +14,7 @@ class Difference:
     scale: float = math.nan  # fitted scale <x, truth> / <truth, truth>
     cosine: float = math.nan  # reported, never judged: it passes wrong constants
     elementwise: float = math.nan  # largest relative error of an element; reported, never judged
+    size: float = math.nan  # root mean square of the truth
     problem: str | None = None
 
 
@@ -38,6 +39,7 @@ def difference(x: np.ndarray, truth: np.ndarray, norm: float | None = None) -> D
         inner / square_truth if square_truth else 1.0,
         inner / math.sqrt(square_x * square_truth) if square_x and square_truth else 1.0,
         elementwise,
+        math.sqrt(square_truth / max(truth.size, 1)),
     )
 
 

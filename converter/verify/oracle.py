@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from converter.verify.cases import (
     trajectory_start,
 )
 from converter.verify.metrics import difference
+from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
 from converter.verify.reference import Reference, as_float32, source_hash
 from converter.verify.taps import Tap, before_clip, block_scope, boundaries
@@ -50,25 +50,6 @@ from converter.verify.torch_taps import tapped
 from converter.verify.truth import TruthWriter
 from torch_ref.sampling import heun_states, noise_levels
 from torch_ref.training import power_function_exponent
-
-
-@dataclass(frozen=True)
-class Job:
-    snapshot: str
-    output: str
-    plan: Plan
-    reference: str = "torch_ref"
-    device: str = "cpu"  # of PyTorch in the precision that is judged; the truth is computed on the CPU
-    threads: int | None = None
-
-    @classmethod
-    def from_json(cls, text: str) -> "Job":
-        fields = json.loads(text)
-        plan = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.pop("plan").items()}
-        return cls(plan=Plan(**plan), **fields)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
 
 
 def compute(job: Job) -> dict[str, Any]:

@@ -1,0 +1,265 @@
+"""edm2-verify: does the JAX network compute what the PyTorch network of a snapshot computes?"""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from converter.cli.run import run
+from converter.snapshot import read_snapshot
+from converter.verify.cases import SIGMAS, Plan
+from converter.verify.run import CHECKS, Options, VerifyError, run_oracle, verify
+from jax_edm2 import __version__
+from jax_edm2.files import whole_or_nothing
+
+EPILOG = """\b
+Examples:
+  edm2-verify golden/digits.pkl
+  edm2-verify golden/digits.pkl --checkpoint digits.safetensors --report runs/report
+  edm2-verify golden/digits.pkl --checks throughput --batch 64
+  edm2-verify golden/digits.pkl --reference embedded --trust-embedded-code
+\b
+Two machines, PyTorch on one and JAX on the other:
+  edm2-verify golden/digits.pkl --save-truth digits-truth.npz
+  edm2-verify --checkpoint digits.safetensors --truth digits-truth.npz --device tpu
+
+\b
+Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input that is missing, broken or refused,
+3 inconclusive (a precision switch did not take effect, the reference is not repeatable or not finite),
+130 interrupted.
+"""
+FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
+
+
+class Numbers(click.ParamType):
+    """Seeds: 0-3,7."""
+
+    name = "LIST"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        seeds: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+            if not match or int(match[2] or match[1]) < int(match[1]) or int(match[2] or 0) - int(match[1]) > 10_000:
+                self.fail(f"{value!r} is no list of seeds such as 0-3,7", param, ctx)
+            seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        return tuple(dict.fromkeys(seeds))
+
+
+class Sigmas(click.ParamType):
+    """Noise levels: 0.002,1,80."""
+
+    name = "LIST"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        try:
+            sigmas = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            sigmas = ()
+        if not sigmas or not all(0 < sigma < 1e6 for sigma in sigmas):
+            self.fail(f"{value!r} is no list of noise levels above 0 such as 0.002,1,80", param, ctx)
+        return sigmas
+
+
+class Checks(click.ParamType):
+    name = "LIST"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        names = CHECKS if value == "all" else tuple(part.strip() for part in value.split(","))
+        if unknown := [name for name in names if name not in CHECKS]:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(CHECKS)}, all", param, ctx)
+        return tuple(check for check in CHECKS if check in names)
+
+
+@click.command(name="edm2-verify", epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.argument("snapshot", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Converted checkpoint.  [default: converts in memory]"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "gpu", "tpu"]),
+    default="auto",
+    show_default=True,
+    help="Of JAX. PyTorch uses CUDA beside a GPU, else the CPU; the truth is always computed on the CPU.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="float32 is the verdict on a conversion; the others are health checks.",
+)
+@click.option("--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="Or throughput, or all.")
+@click.option("--seeds", type=Numbers(), default="0", show_default=True, help="Of weights' inputs: 0-3,7.")
+@click.option(
+    "--sigmas",
+    type=Sigmas(),
+    default=",".join(f"{sigma:g}" for sigma in SIGMAS),
+    show_default=True,
+    help="Noise levels, dealt to the images of a batch in turn.",
+)
+@click.option("--batch", type=click.IntRange(1, 65536), default=Plan().batch, show_default=True, help="Images at once.")
+@click.option("--steps", type=click.IntRange(2, 10_000), default=32, show_default=True, help="Of the Heun trajectory.")
+@click.option(
+    "--reference",
+    type=click.Choice(["torch_ref", "embedded"]),
+    default="torch_ref",
+    show_default=True,
+    help="PyTorch network: ours, or the one whose source the snapshot carries, which is then executed.",
+)
+@click.option("--trust-embedded-code", is_flag=True, help="Allow --reference embedded to execute the snapshot's code.")
+@click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
+@click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
+@click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md."
+)
+@click.option("--force", is_flag=True, help="Replace an existing --save-truth file.")
+@click.option("--json", "json_", is_flag=True, help="Print report.json and nothing else.")
+@click.version_option(__version__)
+@click.pass_context
+def edm2_verify(
+    context, snapshot, checkpoint, device, precision, checks, seeds, sigmas, batch, steps, reference,
+    trust_embedded_code, save_truth, truth, sweep, report, force, json_,
+):  # fmt: skip
+    """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file).
+
+    Compares parameters, every operation of the forward pass, gradients and one training step, and a sampling
+    trajectory with PyTorch in float64, and judges JAX by PyTorch's own error in the same precision.
+    """
+    if sweep and "throughput" not in checks:
+        checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
+    plan = Plan(checks, seeds, sigmas, batch, steps, precision)
+    options = Options(snapshot, checkpoint, plan, device, reference, truth, sweep)
+    _check_usage(context, options, save_truth, trust_embedded_code)
+    if reference == "embedded":
+        _show_embedded(snapshot)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+    if save_truth is not None:
+        with whole_or_nothing(save_truth, overwrite=force) as temporary:
+            run_oracle(options, temporary)
+        click.echo(f"{save_truth}: {save_truth.stat().st_size / 1e6:.1f} MB; use it with --truth {save_truth}")
+        return 0
+    _start_jax(options)
+    with _stages() as stage:
+        outcome = verify(options, stage)
+    return _report(outcome, report, json_)
+
+
+def _given(context, name) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def _check_usage(context, options: Options, save_truth, trusted: bool):
+    if options.truth is None and importlib.util.find_spec("torch") is None:
+        raise click.UsageError("PyTorch is not installed: pip install torch, or bring what it computes with --truth")
+    if options.truth is not None and save_truth is not None:
+        raise click.UsageError("--truth and --save-truth exclude each other")
+    if options.snapshot is None and options.truth is None:
+        raise click.UsageError("give a SNAPSHOT (.pkl)")
+    if options.snapshot is None and options.checkpoint is None:
+        raise click.UsageError("give a SNAPSHOT (.pkl) or a --checkpoint beside --truth")
+    if options.snapshot is None and _given(context, "checks") and "throughput" in options.plan.checks:
+        raise click.UsageError("throughput needs a SNAPSHOT (.pkl)")
+    if options.truth is not None:
+        for name in FROM_TRUTH:
+            if _given(context, name):
+                raise click.UsageError(f"--{name} is fixed by the --truth file: leave it out")
+    if options.reference == "embedded" and not trusted:
+        raise click.UsageError(
+            "--reference embedded executes the Python source inside the snapshot; add --trust-embedded-code if you "
+            "trust where the file came from"
+        )
+    if options.snapshot is not None and options.snapshot.suffix == ".safetensors":
+        raise click.UsageError(f"{options.snapshot} is a checkpoint: name it with --checkpoint, beside the snapshot")
+
+
+def _show_embedded(path: Path):
+    """Say what will be executed before it is."""
+    import hashlib
+
+    with read_snapshot(path) as snapshot:
+        digest = hashlib.sha256(snapshot.source.encode()).hexdigest()
+        lines = snapshot.source.count("\n")
+    click.echo(f"executing the source inside {path}: {lines} lines, sha256:{digest}", err=True)
+
+
+def _start_jax(options: Options):
+    """Bring JAX up on the device asked for, with the flags that the precision needs."""
+    from converter.verify.precision import set_xla_flags, xla_flags
+
+    unknown = set_xla_flags(xla_flags(options.plan.precision, options.device))
+    if unknown:
+        click.echo(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
+    import jax
+
+    if options.device != "auto":
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(options.device, options.device))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise VerifyError(f"JAX finds no {options.device} here ({text:.200}); try --device cpu") from None
+
+
+class _stages:  # noqa: N801
+    """Names the stage that is running on standard error, where that is a terminal."""
+
+    def __enter__(self):
+        self._shown = 0
+        return self._show
+
+    def _show(self, stage: str):
+        if sys.stderr.isatty():
+            self._clear()
+            sys.stderr.write(stage)
+            sys.stderr.flush()
+            self._shown = len(stage)
+
+    def _clear(self):
+        if self._shown:
+            sys.stderr.write("\r" + " " * self._shown + "\r")
+
+    def __exit__(self, *_):
+        self._clear()
+
+
+def _report(outcome, folder: Path | None, json_: bool) -> int:
+    from converter.verify.html import html
+    from converter.verify.report import markdown, terminal, to_json
+
+    record = to_json(outcome)
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    if folder is not None:
+        for name, content in (("report.json", text), ("report.md", markdown(record)), ("report.html", html(record))):
+            with whole_or_nothing(folder / name, overwrite=True) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    if json_:
+        click.echo(text)
+    else:
+        for line in terminal(record):
+            click.echo(line)
+        if folder is not None:
+            click.echo(f"{folder / 'report.html'}")
+    return outcome.exit_code
+
+
+def main():
+    run(edm2_verify)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""What JAX computes, measured against a truth file. Needs no torch."""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from converter.names import jax_path, torch_name
+from converter.snapshot import Snapshot
+from converter.verify.cases import (
+    BETAS,
+    EMA_STD,
+    EPS,
+    IMAGES_PER_STEP,
+    IMAGES_SEEN,
+    LEARNING_RATE,
+    STEP_BATCH,
+    STEPS_BEFORE,
+    make_case,
+    trajectory_start,
+)
+from converter.verify.jax_taps import TappedNetwork
+from converter.verify.metrics import Difference, difference, psnr
+from converter.verify.taps import Tap, boundaries, taps
+from converter.verify.truth import Truth
+from converter.verify.verdict import Measurement, Tolerance, judge
+from jax_edm2.network import Precond
+from jax_edm2.sampling import heun_states, noise_levels
+from jax_edm2.training import denoising_loss, project_to_sphere, update_average
+from jax_edm2.twofold import Twofold
+
+
+@dataclass
+class Findings:
+    """Everything that was measured. parameters: (name, how it differs) of those that are not equal."""
+
+    parameters: list[tuple[str, str]] | None = None
+    forward: list[Measurement] = field(default_factory=list)
+    gradients: list[Measurement] = field(default_factory=list)
+    trajectory: list[Measurement] = field(default_factory=list)
+    crashes: list[tuple[str, str]] = field(default_factory=list)  # (where, why) of what JAX could not compute
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Progress = Callable[[str], None]
+
+
+def examine(
+    net: Precond,
+    variables: Any,
+    truth: Truth,
+    tolerance: Tolerance,
+    *,
+    snapshot: Snapshot | None = None,
+    progress: Progress = lambda stage: None,
+) -> Findings:
+    """Run every check of the truth's plan on a network and its variables (float32)."""
+    findings = Findings()
+    run = _Examination(net, variables, truth, tolerance, findings)
+    for check in truth.plan.checks:
+        progress(check)
+        if check == "parameters":
+            findings.parameters = compare_parameters(variables, truth.facts["parameters"], snapshot)
+        elif check == "forward":
+            for seed in truth.plan.seeds:
+                run.forward(seed)
+        elif check == "gradients":
+            with run.crash("gradients"):
+                run.gradients()
+        elif check == "trajectory":
+            with run.crash("trajectory"):
+                run.trajectory()
+    return findings
+
+
+# Parameters
+
+
+def compare_parameters(
+    variables: Any, expected: Mapping[str, Any], snapshot: Snapshot | None = None
+) -> list[tuple[str, str]]:
+    """Names of parameters and buffers that are not exactly equal after the cast to float32, and how they differ.
+
+    expected: shape and sha256 of every tensor, by its name in the snapshot. With the snapshot itself the message says
+    how much is different.
+    """
+    leaves = {torch_name(path): np.asarray(value) for path, value in flatten_dict(variables, sep="/").items()}
+    differing = []
+    owners = {entry["sha256"]: name for name, entry in expected.items()}
+    for name, entry in expected.items():
+        if name not in leaves:
+            differing.append((name, "is missing"))
+            continue
+        value = np.asarray(leaves[name], "<f4", order="C")
+        if list(value.shape) != entry["shape"]:
+            differing.append((name, f"has shape {list(value.shape)}, should be {entry['shape']}"))
+            continue
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
+        if digest == entry["sha256"]:
+            continue
+        why = "differs"
+        if digest in owners:
+            why = f"holds the values of {owners[digest]}"
+        elif snapshot is not None:
+            why = _how_different(value, np.asarray(snapshot.read(name), np.float32))
+        differing.append((name, why))
+    differing += [(name, "is not in the snapshot") for name in leaves if name not in expected]
+    return differing
+
+
+def _how_different(value: np.ndarray, exact: np.ndarray) -> str:
+    bits, wanted = value.view(np.uint32), exact.view(np.uint32)
+    unequal = np.argwhere(bits != wanted)
+    first = tuple(int(i) for i in unequal[0])
+    if value.ndim >= 2 and value.shape[0] == value.shape[1] and np.array_equal(value, exact.swapaxes(0, 1)):
+        return "is transposed"
+    place = f" at {list(first)}" if first else ""
+    return (
+        f"differs in {len(unequal):,} of {value.size:,} values, first{place}: "
+        f"{float(value[first]):.9g}, should be {float(exact[first]):.9g}"
+    )
+
+
+# The network
+
+
+class _Examination:
+    def __init__(self, net, variables, truth: Truth, tolerance: Tolerance, findings: Findings):
+        self.net, self.variables, self.truth, self.tolerance, self.findings = net, variables, truth, tolerance, findings
+        self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts["errors"]
+        self.tapped = TappedNetwork(net, variables, self.config)
+        self.boundaries = boundaries(self.config)
+        self.denoise = jax.jit(lambda v, x, sigma, labels: net.apply(v, x, sigma, labels, return_logvar=True))
+
+    @contextlib.contextmanager
+    def crash(self, where: str) -> Iterator[None]:
+        """What JAX raises in the body is a finding, not an end."""
+        try:
+            yield
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            self.findings.crashes.append((where, f"raised {type(error).__name__}: {text:.200}"))
+
+    # Forward
+
+    def forward(self, seed: int):
+        name, case = f"seed{seed}", make_case(self.config, self.plan, seed)
+        arguments = (case.x, case.sigma, case.labels)
+        outputs = self.errors[name]["outputs"]
+        self._pass(name, "accumulated", arguments)
+        self._pass(name, "isolated", arguments)
+        with self.crash(f"{name}: the compiled network"):
+            denoised, logvar = self.denoise(self.variables, *arguments)
+            self._judge_output(name, "denoised", denoised, outputs)
+            self._judge_output(name, "logvar", logvar, outputs)
+        if "unlabelled" in outputs:
+            with self.crash(f"{name}: class_labels=None"):
+                denoised, _ = self.tapped(case.x, case.sigma, None, lambda _tap, value: value)
+                self._judge_output(name, "unlabelled", denoised, outputs)
+
+    def _judge_output(self, case, name, value, torch_errors):
+        found = difference(np.asarray(value, np.float64), self.truth[f"{case}/{name}"])
+        self.findings.forward.append(judge("compiled", case, name, found, torch_errors[name], self.tolerance))
+
+    def _pass(self, case: str, kind: str, arguments):
+        """One forward pass with every tap measured; the isolated one goes on with the truth after every block."""
+        reference = self.errors[case][kind]
+        isolated = kind == "isolated"
+        seen: set[Tap] = set()
+
+        def visit(tap: Tap, value):
+            if tap in seen or str(tap) not in reference:
+                self._fail(kind, case, tap, "is a tap that the reference does not have, or has once")
+                return value
+            seen.add(tap)
+            amplified = isolated and tap.operation == "clip"
+            exact = self.truth[f"{case}/{tap}{'.amplified' if amplified else ''}"]
+            self._measure(kind, case, tap, value, exact, reference[str(tap)])
+            if isolated and tap in self.boundaries:
+                return _like(self.truth[f"{case}/{tap}"] if amplified else exact, value)
+            return value
+
+        amplify = self.truth.facts["amplification"].get(case, {}) if isolated else {}
+        try:
+            self.tapped(*arguments, visit, amplify)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            at = self._after(self.tapped.last)
+            self._fail(kind, case, at, f"raised {type(error).__name__}: {text:.200}")
+            return
+        for tap in taps(self.config):
+            if tap not in seen:
+                self._fail(kind, case, tap, "is missing")
+
+    def _after(self, last: Tap | None) -> Tap:
+        """The tap that was to come next."""
+        order = taps(self.config)
+        if last not in order:
+            return last or order[0]
+        return order[min(order.index(last) + 1, len(order) - 1)]
+
+    def _measure(self, kind, case, tap, value, exact, reference):
+        array, dtype = _numpy(value)
+        problem = None if dtype == reference["dtype"] else f"is {dtype}, in PyTorch {reference['dtype']}"
+        found = difference(array, exact)
+        self.findings.forward.append(
+            judge(kind, case, str(tap), found, reference["error"], self.tolerance, problem)
+        )
+
+    def _fail(self, kind, case, tap, problem):
+        self.findings.forward.append(judge(kind, case, str(tap), Difference(), math.nan, self.tolerance, problem))
+
+    # Gradients and one training step
+
+    def gradients(self):
+        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP_BATCH)
+        errors = self.errors["gradients"]
+        variables = project_to_sphere(self.variables)
+
+        @jax.jit
+        def differentiate(params, noise, constants):
+            def loss(params, noise):
+                return jnp.mean(
+                    denoising_loss(
+                        self.net, {**constants, "params": params}, case.images, case.sigma, noise, case.labels
+                    )
+                )
+
+            return jax.value_and_grad(loss, (0, 1))(params, noise)
+
+        constants = {"constants": variables["constants"]}
+        loss, (gradients, by_input) = differentiate(variables["params"], case.noise, constants)
+        exact = float(self.truth["loss"])
+        self._judge_gradient("gradient", "loss", np.float64(loss), np.float64(exact), errors["loss"])
+        self._judge_gradient("gradient", "input", by_input, self.truth["gradient/input"], errors["gradient/input"])
+        params, gradients = (flatten_dict(tree, sep="/") for tree in (variables["params"], gradients))
+        sizes = self.truth.facts["gradient_sizes"]
+        for path, gradient in gradients.items():
+            name = torch_name(f"params/{path}")
+            key = f"gradient/{name}"
+            self._judge_gradient("gradient", name, gradient, self.truth[key], errors[key])
+            new, average = _training_step(params[path], gradient, sizes[name])
+            for kind, value in (("step", new), ("ema", average)):
+                key = f"{kind}/{name}"
+                self._judge_gradient("step", key, value, self.truth[key], errors[key])
+
+    def _judge_gradient(self, kind, name, value, exact, torch_error):
+        found = difference(np.asarray(value, np.float64), np.asarray(exact), self._gradient_norm(kind, name))
+        self.findings.gradients.append(judge(kind, "", name, found, torch_error, self.tolerance))
+
+    def _gradient_norm(self, kind, name) -> float | None:
+        return None
+
+    # Trajectory
+
+    def trajectory(self):
+        noise, labels = trajectory_start(self.config, self.plan.seeds[0])
+        sigmas = noise_levels(self.plan.steps)
+
+        def denoise(x, sigma):
+            return self.denoise(self.variables, x, np.asarray([sigma], np.float32), labels)[0]
+
+        exact, errors = self.truth["trajectory"], self.errors["trajectory"]
+        for i, x in enumerate(heun_states(denoise, jnp.asarray(noise), sigmas)):
+            found = difference(np.asarray(x, np.float64), exact[i])
+            self.findings.trajectory.append(
+                judge("trajectory", "", f"sigma {sigmas[i]:.4g}", found, errors[i], self.tolerance)
+            )
+        self.findings.facts["psnr"] = psnr(np.asarray(x, np.float64), exact[-1])
+        self.findings.facts["sigmas"] = sigmas
+
+
+def _training_step(parameter, gradient, size: float):
+    """Adam's new value of a parameter, and its average after that."""
+    adam = optax.adam(LEARNING_RATE, *BETAS, eps=EPS)
+    start = adam.init(parameter)
+    moments = start[0]._replace(
+        count=jnp.asarray(STEPS_BEFORE, jnp.int32), nu=jnp.full_like(parameter, np.float32(size**2))
+    )
+    update, _ = adam.update(gradient, (moments, *start[1:]), parameter)
+    new = optax.apply_updates(parameter, update)
+    return new, update_average(parameter, new, images_seen=IMAGES_SEEN, batch_size=IMAGES_PER_STEP, std=EMA_STD)
+
+
+def _numpy(value) -> tuple[np.ndarray, str]:
+    if isinstance(value, Twofold):
+        return np.asarray(value.hi, np.float64) + np.asarray(value.lo, np.float64), str(value.hi.dtype)
+    return np.asarray(value, np.float64), str(value.dtype)
+
+
+def _like(exact: np.ndarray, value):
+    """The truth in the type of `value`."""
+    if isinstance(value, Twofold):
+        hi = exact.astype(value.hi.dtype)
+        return Twofold(jnp.asarray(hi), jnp.asarray((exact - hi).astype(value.hi.dtype)))
+    return jnp.asarray(exact.astype(value.dtype))
+
+
+def in_memory(snapshot: Snapshot) -> dict[str, Any]:
+    """The variables that converting a snapshot would give, as float32."""
+    leaves = {jax_path(name): np.asarray(snapshot.read(name), np.float32) for name in snapshot.tensors}
+    return unflatten_dict({path: jnp.asarray(value) for path, value in leaves.items()}, sep="/")

@@ -1,0 +1,26 @@
+"""What the oracle is asked for: a record that needs no torch to be written."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from converter.verify.cases import Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    snapshot: str
+    output: str
+    plan: Plan
+    reference: str = "torch_ref"
+    device: str = "cpu"  # of PyTorch in the precision that is judged; the truth is computed on the CPU
+    threads: int | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        fields = json.loads(text)
+        plan = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.pop("plan").items()}
+        return cls(plan=Plan(**plan), **fields)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))

@@ -1,0 +1,278 @@
+"""What a verification found: one JSON record, and from it a text for the terminal and one for pull requests.
+
+Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth| / |truth| (Euclidean norms).
+
+    schema, verdict (agrees, disagrees, inconclusive), exit_code, headline, reasons [text], warnings [text]
+    guilty        [{scope, operation, what, why}]: blocks to blame, in the order of computation
+    checks        {NAME: {verdict, count, failed, worst}}: worst is the measurement closest to its limit or beyond it
+    parameters    {count, values, different: [{name, why}]}, or null
+    tree          [{scope, guilty, worst: {isolated, accumulated}, operations: [{operation, what, isolated, accumulated}]}]
+    measurements  {forward, gradients, trajectory: [measurement]}
+    measurement   {kind (isolated, accumulated, compiled, gradient, step, trajectory), case, name, error, torch_error,
+                  limit, scale, cosine, elementwise, size, agrees, failure}; size: root mean square of the truth
+    trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
+    throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
+                  flop_per_second, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}}}]
+    snapshot, checkpoint, reference, config, plan, tolerance, switches, environment, seconds
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from converter.verify.run import Outcome
+from converter.verify.taps import OPERATIONS, scopes
+from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, Measurement
+from jax_edm2 import __version__
+from jax_edm2.config import EDM2Config
+
+SCHEMA = "edm2-verify/1"
+HEADLINES = {
+    AGREES: "JAX computes what PyTorch computes",
+    DISAGREES: "JAX does not compute what PyTorch computes",
+    INCONCLUSIVE: "nothing can be concluded",
+}
+WORST = 10
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """The whole record, of JSON types."""
+    plan, truth = outcome.options.plan if outcome.options.truth is None else None, outcome.truth
+    measurements = {check: [_measurement(m) for m in found] for check, found in outcome.measurements.items()}
+    checks = {check: _check(outcome.measurements[check]) for check, found in measurements.items() if found}
+    parameters = None
+    if outcome.parameters is not None:
+        parameters = {
+            "count": len(truth["parameters"]),
+            "values": sum(math.prod(entry["shape"]) for entry in truth["parameters"].values()),
+            "different": [{"name": name, "why": why} for name, why in outcome.parameters],
+        }
+        verdict = DISAGREES if outcome.parameters else AGREES
+        counts = {"count": parameters["count"], "failed": len(outcome.parameters), "worst": None}
+        checks = {"parameters": {"verdict": verdict, **counts}} | checks
+    for where, _ in outcome.crashes:
+        check = where if where in ("gradients", "trajectory") else "forward"
+        checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
+    options = outcome.options
+    return _clean(
+        {
+            "schema": SCHEMA,
+            "version": __version__,
+            "verdict": outcome.verdict,
+            "exit_code": outcome.exit_code,
+            "headline": HEADLINES[outcome.verdict],
+            "reasons": outcome.reasons,
+            "warnings": outcome.warnings,
+            "guilty": [{**dataclasses.asdict(g), "what": OPERATIONS.get(g.operation, "")} for g in outcome.guilty],
+            "checks": checks,
+            "parameters": parameters,
+            "tree": list(_tree(outcome, measurements["forward"])),
+            "measurements": measurements,
+            "trajectory": _trajectory(outcome, measurements["trajectory"]),
+            "throughput": outcome.throughput,
+            "snapshot": truth["snapshot"] | {"path": str(options.snapshot) if options.snapshot else None},
+            "checkpoint": str(options.checkpoint) if options.checkpoint else None,
+            "reference": truth["reference"],
+            "config": truth["config"],
+            "plan": dataclasses.asdict(plan) if plan else truth["plan"],
+            "tolerance": dataclasses.asdict(outcome.tolerance),
+            "switches": outcome.facts["switches"],
+            "repeat": truth["repeat"],
+            "environment": outcome.facts["environment"],
+            "seconds": {"all": outcome.seconds, "PyTorch": truth["seconds"]},
+        }
+    )
+
+
+def _clean(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _clean(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _measurement(m: Measurement) -> dict[str, Any]:
+    d = m.difference
+    return {
+        "kind": m.kind,
+        "case": m.case,
+        "name": m.name,
+        "error": d.error,
+        "torch_error": m.torch_error,
+        "limit": m.limit,
+        "scale": d.scale,
+        "cosine": d.cosine,
+        "elementwise": d.elementwise,
+        "size": d.size,
+        "agrees": m.agrees,
+        "failure": m.failure,
+    }
+
+
+def _check(found: list[Measurement]) -> dict[str, Any]:
+    failed = sum(not m.agrees for m in found)
+    worst = max(found, key=lambda m: m.margin)
+    return {
+        "verdict": DISAGREES if failed else AGREES,
+        "count": len(found),
+        "failed": failed,
+        "worst": _measurement(worst),
+    }
+
+
+def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every block in the order of computation; of several seeds the worst."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for m in forward:
+        key = m["name"], m["kind"]
+        if key not in found or _share(m) > _share(found[key]):
+            found[key] = m
+    blamed = {g.scope: g.operation for g in outcome.guilty}
+    for scope, operations in scopes(EDM2Config(**outcome.truth["config"])).items():
+        rows = [
+            {"operation": o, "what": OPERATIONS[o]}
+            | {kind: found.get((f"{scope}/{o}", kind)) for kind in ("isolated", "accumulated")}
+            for o in operations
+        ]
+        worst = {
+            kind: max((row[kind] for row in rows if row[kind]), key=_share, default=None)
+            for kind in ("isolated", "accumulated")
+        }
+        yield {"scope": scope, "guilty": blamed.get(scope), "worst": worst, "operations": rows}
+
+
+def _share(m: dict[str, Any]) -> float:
+    """An error as a share of what is allowed; infinite where something else is wrong."""
+    if m["error"] is None or not math.isfinite(m["error"]) or (m["failure"] and m["error"] <= m["limit"]):
+        return math.inf
+    return m["error"] / m["limit"]
+
+
+def _trajectory(outcome: Outcome, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not found:
+        return None
+    return {
+        "sigmas": outcome.facts.get("sigmas"),
+        "error": [m["error"] for m in found],
+        "torch_error": [m["torch_error"] for m in found],
+        "psnr": outcome.facts.get("psnr"),
+    }
+
+
+# Text
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def check_lines(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(check, verdict, sentence) of every check."""
+    for name, check in report["checks"].items():
+        if name == "parameters":
+            p = report["parameters"]
+            text = f"{p['count']} tensors, {p['values']:,} values: " + (
+                f"{check['failed']} differ" if check["failed"] else "all equal"
+            )
+        else:
+            text = f"{check['count'] - check['failed']} of {check['count']} agree"
+            if worst := check["worst"]:
+                error = f"JAX {number(worst['error'])}, PyTorch {number(worst['torch_error'])}"
+                text += f"; closest to its limit: {error}, allowed {number(worst['limit'])}"
+        if name == "trajectory" and report["trajectory"] and report["trajectory"]["psnr"]:
+            text += f"; {report['trajectory']['psnr']:.0f} dB"
+        yield name, check["verdict"], text
+
+
+def terminal(report: dict[str, Any]) -> Iterator[str]:
+    """Lines of at most 100 columns."""
+    subject = report["snapshot"]["path"] or report["snapshot"]["name"]
+    beside = f" and {report['checkpoint']}" if report["checkpoint"] else ""
+    yield f"{subject}{beside}"
+    device = report["environment"]["JAX"]["platform"]
+    yield f"{report['plan']['precision']} on {device}; reference: {report['reference']}; truth: PyTorch in float64"
+    yield ""
+    if report["tree"] and any(row["worst"]["isolated"] for row in report["tree"]):
+        yield from _tree_lines(report)
+        yield ""
+    for name, verdict, text in check_lines(report):
+        yield from _wrap(f"{'ok ' if verdict == AGREES else 'BAD'} {name:<11} ", text)
+    for entry in report["throughput"]:
+        yield ""
+        yield from throughput_lines(entry)
+    for warning in report["warnings"]:
+        yield from _wrap("note: ", warning)
+    yield ""
+    yield f"{report['verdict'].upper()}: {report['headline']}."
+    for g in report["guilty"][:5]:
+        yield from _wrap("  guilty: ", f"{g['scope']}, {g['operation']} ({g['what']}): {g['why']}")
+    for reason in report["reasons"]:
+        yield from _wrap("  ", reason)
+
+
+def _tree_lines(report: dict[str, Any]) -> Iterator[str]:
+    yield f"{'':44}{'isolated':^25}   {'accumulated':^25}"
+    yield f"{'    largest error in':<44}{'JAX':>8}{'PyTorch':>9}{'allowed':>9}  {'JAX':>8}{'PyTorch':>9}{'allowed':>9}"
+    for row in report["tree"]:
+        bad = row["guilty"] is not None
+        marks = [m for m in row["worst"].values() if m]
+        mark = "BAD" if bad else "~  " if any(not m["agrees"] for m in marks) else "ok "
+        cells = ["".join(f"{number(m[k]):>9}" for k in ("error", "torch_error", "limit")) if m else f"{'-':>9}" * 3
+                 for m in (row["worst"]["isolated"], row["worst"]["accumulated"])]  # fmt: skip
+        yield f"{mark} {row['scope']:<39}{cells[0]}{' '}{cells[1]}"
+        if bad:
+            yield f"      first bad operation: {row['guilty']} ({OPERATIONS[row['guilty']]})"
+    if any(not m["agrees"] for row in report["tree"] if not row["guilty"] for m in row["worst"].values() if m):
+        yield "~ good by itself, but fed with something bad"
+
+
+def throughput_lines(entry: dict[str, Any]) -> Iterator[str]:
+    if "ended" in entry:
+        yield f"batch {entry['batch']}: {entry['ended']}"
+        return
+    rates = {way: f["evaluations_per_second"] for way, f in entry["ways"].items() if "evaluations_per_second" in f}
+    base = rates.get("PyTorch eager")
+    yield f"batch {entry['batch']}; images at {entry['steps']} Heun steps; median of {entry['rounds']} turns"
+    yield f"{'':22}{'denoiser/s':>11}{'images/s':>10}{'GFLOP/s':>9}{'of eager':>10}{'first run':>11}{'peak memory':>13}"
+    for way, f in entry["ways"].items():
+        if "unavailable" in f:
+            yield f"{way:<22}not available: {f['unavailable'][:60]}"
+            continue
+        memory = entry["memory"]["torch" if way.startswith("PyTorch") else "jax"]["peak_bytes"]
+        ratio = f"{rates[way] / base:.2f}x" if base else "-"
+        yield (
+            f"{way:<22}{f['evaluations_per_second']:>11.3g}{f['images_per_second']:>10.3g}"
+            f"{f['flop_per_second'] / 1e9:>9.0f}{ratio:>10}{f['first_seconds']:>9.1f} s{memory / 1e6:>10.0f} MB"
+        )
+
+
+def _wrap(prefix: str, text: str, width: int = 100) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(
+        text, width, initial_indent=prefix, subsequent_indent=" " * len(prefix), break_on_hyphens=False
+    ) or [prefix.rstrip()]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A text for a pull request."""
+    lines = [f"### edm2-verify: {report['verdict']}", "", f"{report['headline']}: `{report['snapshot']['name']}`"]
+    lines[-1] += f", `{report['checkpoint']}`." if report["checkpoint"] else "."
+    lines += [f"- **guilty**: `{g['scope']}`, {g['operation']} ({g['what']}): {g['why']}" for g in report["guilty"]]
+    lines += [f"- {reason}" for reason in report["reasons"]]
+    lines += ["", "| check | | |", "|---|---|---|"]
+    lines += [f"| {name} | {verdict} | {text} |" for name, verdict, text in check_lines(report)]
+    for entry in report["throughput"]:
+        if "ended" not in entry:
+            lines += ["", "```", *throughput_lines(entry), "```"]
+    lines += [f"\n{warning}." for warning in report["warnings"]]
+    jax, torch = report["environment"]["JAX"], report["environment"]["PyTorch"]
+    lines += [
+        "",
+        f"{report['plan']['precision']}, JAX {jax['jax']} on {jax['device']}, PyTorch {torch['torch']} on "
+        f"{torch['device']}; snapshot `sha256:{report['snapshot']['sha256']}`; edm2-jax {report['version']}.",
+    ]
+    return "\n".join(lines) + "\n"

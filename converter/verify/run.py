@@ -1,0 +1,266 @@
+"""One verification: the oracle's process, the candidate, throughput, and what it all says."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ConverterError, ProcessFailed
+from converter.snapshot import Snapshot, read_snapshot
+from converter.verify.cases import Plan
+from converter.verify.truth import Truth
+from converter.verify.verdict import (
+    AGREES,
+    DISAGREES,
+    EXIT_CODES,
+    INCONCLUSIVE,
+    TOLERANCES,
+    Guilty,
+    Measurement,
+    Tolerance,
+    guilty,
+)
+from jax_edm2.config import EDM2Config
+
+CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
+Progress = Callable[[str], None]
+
+
+class VerifyError(ConverterError):
+    """A verification that cannot be done as asked."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What edm2-verify was asked for. device: of JAX; auto, cpu, gpu or tpu. truth: a file to use, not to make."""
+
+    snapshot: Path | None = None
+    checkpoint: Path | None = None
+    plan: Plan = Plan()
+    device: str = "auto"
+    reference: str = "torch_ref"
+    truth: Path | None = None
+    sweep: bool = False
+
+
+@dataclass
+class Outcome:
+    """Everything that a report says."""
+
+    verdict: str
+    reasons: list[str]  # why it is not `agrees`, most important first
+    guilty: list[Guilty]
+    warnings: list[str]
+    measurements: dict[str, list[Measurement]]  # by check
+    parameters: list[tuple[str, str]] | None
+    config_differences: list[str]
+    crashes: list[tuple[str, str]]
+    facts: dict[str, Any]
+    truth: dict[str, Any]  # facts of the truth file
+    tolerance: Tolerance
+    throughput: list[dict[str, Any]]
+    options: Options
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.verdict]
+
+
+def run_oracle(options: Options, output: Path):
+    """Compute the truth file in a process of its own. Raises: ProcessFailed."""
+    from converter.verify import oracle_job
+
+    job = oracle_job.Job(str(options.snapshot), str(output), options.plan, options.reference, torch_device(options))
+    process = subprocess.Popen([sys.executable, "-m", "converter.verify.oracle"], stdin=subprocess.PIPE, text=True)
+    try:
+        process.communicate(job.to_json())
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode:
+        raise ProcessFailed(130 if process.returncode < 0 else process.returncode)
+
+
+def torch_device(options: Options) -> str:
+    """Of PyTorch in the precision that is judged: cuda where JAX may use a GPU and PyTorch sees one."""
+    if options.device == "cpu":
+        return "cpu"
+    code = "import torch; print(torch.cuda.is_available())"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    return "cuda" if seen == "True" else "cpu"
+
+
+def verify(options: Options, progress: Progress = lambda stage: None) -> Outcome:
+    """Do all of it. JAX must not have been started on another device than options.device.
+
+    Raises: ConverterError, CheckpointError, ProcessFailed, OSError.
+    """
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        snapshot = stack.enter_context(read_snapshot(options.snapshot)) if options.snapshot else None
+        truth = stack.enter_context(_truth(options, snapshot, progress))
+        outcome = judge_candidate(options, truth, snapshot, progress)
+        if "throughput" in options.plan.checks and snapshot is not None:
+            outcome.throughput = _throughput(options, snapshot, progress)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+@contextlib.contextmanager
+def _truth(options: Options, snapshot: Snapshot | None, progress: Progress) -> Iterator[Truth]:
+    if options.truth is not None:
+        with Truth(options.truth) as truth:
+            if snapshot is not None and truth.config != snapshot.config:
+                raise VerifyError(f"{options.truth}: is of another network than {snapshot.path}")
+            yield truth
+        return
+    with tempfile.TemporaryDirectory(prefix="edm2-verify-") as folder:
+        progress("PyTorch")
+        run_oracle(options, Path(folder) / "truth.npz")
+        with Truth(Path(folder) / "truth.npz") as truth:
+            yield truth
+
+
+def judge_candidate(options: Options, truth: Truth, snapshot: Snapshot | None, progress: Progress) -> Outcome:
+    """Everything that JAX is needed for, and the verdict."""
+    import jax
+    import jax.numpy as jnp
+
+    from converter.verify.candidate import Findings, examine, in_memory
+    from converter.verify.precision import jax_facts, jax_precision, jax_switches
+    from jax_edm2.checkpoint import load, read_record
+    from jax_edm2.network import Precond
+
+    plan = truth.plan
+    dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(plan.precision, jnp.float32)
+    tolerance = _tolerance(plan.precision)
+    if options.checkpoint is not None:
+        net, variables = load(options.checkpoint, dtype=jnp.float32, compute_dtype=dtype)
+    else:
+        assert snapshot is not None
+        net, variables = Precond(truth.config, dtype), in_memory(snapshot)
+    with jax_precision(plan.precision):
+        switches = jax_switches(plan.precision)
+        findings = examine(net, variables, truth, tolerance, snapshot=snapshot, progress=progress)
+    differences = config_differences(truth.config, net.config)
+    facts = {
+        **findings.facts,
+        "environment": {"JAX": jax_facts(), "PyTorch": truth.facts["environment"]},
+        "switches": {"JAX": switches, "PyTorch": truth.facts["switches"]},
+        "stored_dtype": read_record(options.checkpoint).dtype if options.checkpoint else None,
+    }
+    measurements = {
+        "forward": findings.forward,
+        "gradients": findings.gradients,
+        "trajectory": findings.trajectory,
+    }
+    blamed = guilty(truth.config, findings.forward, findings.parameters or [])
+    wrong = list(_wrong(findings, differences, facts["stored_dtype"]))
+    unsure = list(_unsure(truth, switches, tolerance, findings))
+    certain = bool(findings.parameters or differences)  # no precision switch excuses these
+    verdict = DISAGREES if certain or (wrong and not unsure) else INCONCLUSIVE if unsure else AGREES
+    reasons = wrong + unsure if verdict == DISAGREES else unsure + wrong
+    return Outcome(
+        verdict,
+        reasons,
+        blamed,
+        list(_warnings(plan, findings)),
+        measurements,
+        findings.parameters,
+        differences,
+        findings.crashes,
+        facts,
+        truth.facts,
+        tolerance,
+        [],
+        options,
+        0.0,
+    )
+
+
+def _tolerance(precision: str) -> Tolerance:
+    import jax
+
+    if precision == "float32" and jax.default_backend() == "tpu":
+        return TOLERANCES["float32 on TPU"]
+    return TOLERANCES[precision]
+
+
+def config_differences(expected: EDM2Config, found: EDM2Config) -> list[str]:
+    pairs = ((f.name, getattr(expected, f.name), getattr(found, f.name)) for f in dataclasses.fields(EDM2Config))
+    return [f"{name} is {value!r}, should be {wanted!r}" for name, wanted, value in pairs if wanted != value]
+
+
+def _wrong(findings, differences, stored_dtype) -> Iterator[str]:
+    """Sentences on what disagrees."""
+    if differences:
+        yield f"the checkpoint's configuration is not the snapshot's: {'; '.join(differences)}"
+    if findings.parameters:
+        name, why = findings.parameters[0]
+        more = f", and {len(findings.parameters) - 1} more" if len(findings.parameters) > 1 else ""
+        hint = f" (the checkpoint is stored as {stored_dtype})" if stored_dtype in ("bfloat16", "float16") and more else ""
+        yield f"parameters are not equal{hint}: {name} {why}{more}"
+    for where, why in findings.crashes:
+        yield f"{where}: JAX {why}"
+    for check, measurements in (
+        ("forward", findings.forward),
+        ("gradients", findings.gradients),
+        ("trajectory", findings.trajectory),
+    ):
+        bad = [m for m in measurements if not m.agrees]
+        if bad:
+            first = next((m for m in bad if m.kind == "isolated"), bad[0])
+            yield f"{check}: {len(bad)} of {len(measurements)} disagree; {first.kind} {first.name}: {first.failure}"
+
+
+def _unsure(truth: Truth, switches, tolerance: Tolerance, findings) -> Iterator[str]:
+    """Sentences on why nothing can be concluded."""
+    for problem in (truth.facts["switches"]["problem"], switches["problem"]):
+        if problem:
+            yield problem
+    if truth.facts["not_finite"]:
+        names = truth.facts["not_finite"]
+        yield f"the truth is not finite at {names[0]} and {len(names) - 1} other places: PyTorch in float64 cannot say what is right"
+    repeat = truth.facts["repeat"]
+    if repeat is not None and repeat > tolerance.isolated:
+        yield f"the reference is not repeatable: two runs of PyTorch differ by {repeat:.1e}"
+    off = [
+        m
+        for measurements in (findings.forward, findings.gradients, findings.trajectory)
+        for m in measurements
+        if m.torch_error > tolerance.ceiling * tolerance.floor(m.kind)
+    ]
+    if off:
+        m = max(off, key=lambda m: m.torch_error)
+        yield f"PyTorch itself is {m.torch_error:.1e} from the truth at {len(off)} places, {m.kind} {m.name} among them"
+
+
+def _warnings(plan: Plan, findings) -> Iterator[str]:
+    if plan.precision != "float32":
+        yield f"{plan.precision} is a health check; the verdict on a conversion is given in float32"
+    blind = [m.name for m in findings.forward if m.kind == "isolated" and m.difference.size == 0]
+    if blind:
+        yield f"{len(blind)} taps carry nothing but zeros and prove nothing: {', '.join(blind[:3])} ... (gains of 0?)"
+    if plan.batch < 2 or max(plan.sigmas) / min(plan.sigmas) < 1000:
+        yield "few noise levels: several sigma from 0.002 to 80 in a batch show more"
+
+
+def _throughput(options: Options, snapshot: Snapshot, progress: Progress) -> list[dict[str, Any]]:
+    from converter.verify import throughput
+
+    plan, path = options.plan, str(snapshot.path)
+    if options.sweep:
+        return throughput.sweep(snapshot.config, path, plan.precision, options.device, plan.steps, progress)
+    return [
+        throughput.measure(snapshot.config, path, plan.batch, plan.precision, options.device, plan.steps, progress)
+    ]

@@ -1,0 +1,122 @@
+"""The rule that decides whether a result agrees with the truth, and what the decisions add up to.
+
+A result x agrees where E = |x - truth| / |truth| <= min(max(k E_PyTorch, floor), ceiling), its fitted scale is 1
+within the same bound, and its shape, dtype and pattern of finite values are the truth's.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from converter.verify.metrics import Difference
+from converter.verify.taps import Tap, tap_of_parameter
+from converter.verify.taps import taps as all_taps
+from jax_edm2.config import EDM2Config
+
+AGREES, DISAGREES, INCONCLUSIVE = "agrees", "disagrees", "inconclusive"
+EXIT_CODES = {AGREES: 0, DISAGREES: 1, INCONCLUSIVE: 3}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Of one precision. The floors are about three times the errors that correct runs showed: see BENCHMARKS.md."""
+
+    k: float
+    isolated: float
+    accumulated: float
+    gradient: float
+    trajectory: float
+    ceiling: float = 10.0  # in floors: a bad reference must not excuse a bad candidate
+
+    def floor(self, kind: str) -> float:
+        return {
+            "isolated": self.isolated,
+            "accumulated": self.accumulated,
+            "compiled": self.accumulated,
+            "gradient": self.gradient,
+            "step": self.gradient,
+            "trajectory": self.trajectory,
+        }[kind]
+
+    def limit(self, kind: str, torch_error: float) -> float:
+        floor = self.floor(kind)
+        scaled = self.k * torch_error if math.isfinite(torch_error) else 0.0
+        return min(max(scaled, floor), self.ceiling * floor)
+
+
+TOLERANCES = {
+    "float32": Tolerance(4, 3e-6, 6e-6, 2e-5, 2e-5),
+    "float32 on TPU": Tolerance(4, 1e-5, 2e-5, 6e-5, 6e-5),
+    "tf32": Tolerance(3, 1.1e-3, 3e-3, 1e-2, 1e-2),
+    "float16": Tolerance(3, 2e-3, 5e-3, 2e-2, 2e-2),
+    "bfloat16": Tolerance(3, 1.6e-2, 4e-2, 1.6e-1, 1.6e-1),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One result beside the truth. kind: isolated, accumulated, compiled, gradient, step or trajectory."""
+
+    kind: str
+    case: str  # seed0, ...
+    name: str  # of a tap, parameter or state
+    difference: Difference
+    torch_error: float
+    limit: float
+    problem: str | None = None  # why it fails, where that is not its error
+
+    @property
+    def agrees(self) -> bool:
+        return self.failure is None
+
+    @property
+    def margin(self) -> float:
+        """The error as a share of what is allowed; infinite where something else is wrong."""
+        return math.inf if self.problem or self.difference.problem else self.difference.error / self.limit
+
+    @property
+    def failure(self) -> str | None:
+        """Why this does not agree, in words, or None."""
+        d = self.difference
+        if self.problem or d.problem:
+            return self.problem or d.problem
+        if not d.error <= self.limit:
+            return f"error {d.error:.1e}, allowed {self.limit:.1e} (PyTorch has {self.torch_error:.1e})"
+        if not abs(d.scale - 1) <= self.limit:
+            return f"scaled by {d.scale:.7g}"
+        return None
+
+
+def judge(
+    kind: str, case: str, name: str, found: Difference, torch_error: float, tolerance: Tolerance, problem=None
+) -> Measurement:
+    return Measurement(kind, case, name, found, torch_error, tolerance.limit(kind, torch_error), problem)
+
+
+@dataclass(frozen=True)
+class Guilty:
+    """A block whose inputs are good and whose output is bad, and the first bad operation in it."""
+
+    scope: str
+    operation: str
+    why: str
+
+
+def guilty(config: EDM2Config, measurements: Iterable[Measurement], parameters: Iterable[tuple[str, str]]) -> list[Guilty]:
+    """Who is to blame, in the order of computation, one operation for each block.
+
+    A block's inputs are the truth in isolated measurements, so whatever fails there is its own fault.
+    parameters: names of parameters that differ, and how.
+    """
+    order = {tap: i for i, tap in enumerate(all_taps(config))}
+    found: dict[Tap, str] = {}
+    for name, why in parameters:
+        found.setdefault(tap_of_parameter(name, config), f"{name} {why}")
+    for m in measurements:
+        if m.kind == "isolated" and not m.agrees:
+            scope, _, operation = m.name.rpartition("/")
+            found.setdefault(Tap(scope, operation), m.failure or "")
+    first: dict[str, Guilty] = {}
+    for tap in sorted(found, key=lambda tap: order.get(tap, len(order))):
+        first.setdefault(tap.scope, Guilty(tap.scope, tap.operation, found[tap]))
+    return list(first.values())
