@@ -28,7 +28,7 @@ from converter.verify.cases import (
     trajectory_start,
 )
 from converter.verify.jax_taps import TappedNetwork
-from converter.verify.metrics import Difference, difference, psnr
+from converter.verify.metrics import Difference, difference, gradient_norm, psnr
 from converter.verify.taps import Tap, boundaries, taps
 from converter.verify.truth import Truth
 from converter.verify.verdict import Measurement, Tolerance, judge
@@ -257,11 +257,9 @@ class _Examination:
                 self._judge_gradient("step", key, value, self.truth[key], errors[key])
 
     def _judge_gradient(self, kind, name, value, exact, torch_error):
-        found = difference(np.asarray(value, np.float64), np.asarray(exact), self._gradient_norm(kind, name))
+        norm = gradient_norm(name, self.truth.facts["gradient_sizes"]) if kind == "gradient" else None
+        found = difference(np.asarray(value, np.float64), np.asarray(exact), norm)
         self.findings.gradients.append(judge(kind, "", name, found, torch_error, self.tolerance))
-
-    def _gradient_norm(self, kind, name) -> float | None:
-        return None
 
     # Trajectory
 

@@ -1,1 +1,240 @@
-def html(r): return ""
+"""The report as one self-contained page: the verdict first, then what it rests on. It fetches nothing."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from converter.verify.plots import Series, log_plot
+from converter.verify.report import WORST, _share, check_lines, number, throughput_lines
+from converter.verify.verdict import AGREES
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1d2330; --back: #fff; --soft: #667085; --line: #d9dde5; --card: #f6f7f9;
+  --jax: #1668dc; --torch: #d9622b; --good: #18794e; --bad: #c62a2f; --unsure: #946800 }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8ec; --back: #14171c; --soft: #98a2b3; --line: #333a45;
+  --card: #1c2027; --jax: #6cb1ff; --torch: #ff9a66; --good: #4cc38a; --bad: #ff7a7f; --unsure: #e2b340 } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 1120px;
+  margin: 0 auto; padding: 24px }
+h1 { font-size: 26px; margin: 0 } h2 { font-size: 18px; margin: 34px 0 6px }
+p { margin: 6px 0; max-width: 92ch } code, pre, td.n, .mono { font-family: ui-monospace, monospace; font-size: 13px }
+.verdict { border-left: 10px solid; padding: 12px 18px; background: var(--card); border-radius: 4px }
+.agrees { border-color: var(--good) } .disagrees { border-color: var(--bad) } .inconclusive { border-color: var(--unsure) }
+.agrees h1 { color: var(--good) } .disagrees h1 { color: var(--bad) } .inconclusive h1 { color: var(--unsure) }
+.good { color: var(--good) } .wrong { color: var(--bad); font-weight: 600 } .soft { color: var(--soft) }
+table { border-collapse: collapse; margin: 8px 0 } th { text-align: left; font-weight: 600 }
+th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top } td.n, th.n { text-align: right }
+pre { background: var(--card); padding: 10px; overflow-x: auto } svg { width: 100%; height: auto }
+details { border-bottom: 1px solid var(--line); padding: 3px 0 } summary { cursor: pointer; white-space: pre; overflow-x: auto }
+details details { border: 0 } .axis { font: 11px ui-monospace, monospace; fill: var(--soft) }
+.grid { stroke: var(--line); stroke-width: 1 } rect.bad { fill: var(--bad); opacity: .25 }
+polyline { fill: none; stroke-width: 1 } .jax { stroke: var(--jax) } .torch { stroke: var(--torch) }
+circle.jax { fill: var(--jax); stroke: none } circle.torch { fill: var(--torch); stroke: none }
+line.jax, line.torch { stroke-width: 3 } .limit { stroke: var(--soft); stroke-dasharray: 4 3; fill: none }
+"""
+
+EXPLAIN = {
+    "parameters": "Every weight, gain and buffer of the JAX network equals the snapshot's, bit for bit in float32.",
+    "forward": "Every operation of every block, fed with the truth (isolated) and with what came before it in JAX "
+    "(accumulated); then the network compiled as a whole, without taps.",
+    "gradients": "The gradient of the EDM2 loss by every parameter and by the noise, and every parameter and its "
+    "average after one training step (forced weight normalisation, Adam, EMA).",
+    "trajectory": "The state at every noise level of the deterministic Heun sampler, started from the same noise.",
+}
+
+
+def html(report: dict[str, Any]) -> str:
+    """The page for a report.json record."""
+    title = f"edm2-verify: {report['snapshot']['name']} {report['verdict']}"
+    sections = [
+        _verdict(report),
+        _section("What was checked", _checks(report)),
+        _section("Error of every operation", _forward(report)),
+        _section("Module tree", _tree(report)),
+        _section(f"The {WORST} taps nearest to their limits", _worst(report, "forward")),
+        _section(f"The {WORST} gradients nearest to their limits", _worst(report, "gradients")),
+        _section("Trajectory", _trajectory(report)),
+        _section("Throughput", _throughput(report)),
+        _section("How it was run", _how(report)),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE}</style></head><body>'
+        f"{''.join(sections)}</body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{escape(title)}</h2>{body}" if body else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """A table of cells that are HTML; the last `numbers` columns are aligned to the right."""
+    first = len(head) - numbers
+
+    def row(cells, tag):
+        return "<tr>" + "".join(
+            f"<{tag}{' class=n' if i >= first else ''}>{cell}</{tag}>" for i, cell in enumerate(cells)
+        ) + "</tr>"  # fmt: skip
+
+    return f"<table>{row(head, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+
+
+def _mark(good: bool) -> str:
+    return '<span class="good">✓</span>' if good else '<span class="wrong">✗</span>'
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    blame = "".join(
+        f'<p><span class="wrong">Guilty:</span> <code>{escape(g["scope"])}</code>, operation <code>'
+        f"{escape(g['operation'])}</code> ({escape(g['what'])}): {escape(g['why'])}</p>"
+        for g in report["guilty"]
+    )
+    reasons = "".join(f"<p>{escape(reason)}</p>" for reason in report["reasons"])
+    warnings = "".join(f'<p class="soft">{escape(warning)}</p>' for warning in report["warnings"])
+    beside = f" and <code>{escape(report['checkpoint'])}</code>" if report["checkpoint"] else ", converted in memory"
+    return (
+        f'<div class="verdict {report["verdict"]}" id="verdict"><h1>{report["verdict"].capitalize()}</h1>'
+        f"<p><b>{escape(report['headline'])}</b>: <code>{escape(report['snapshot']['name'])}</code>{beside}; "
+        f"{report['plan']['precision']}, JAX on {escape(report['environment']['JAX']['device'])}.</p>"
+        f"{blame}{reasons}{warnings}</div>"
+    )
+
+
+def _checks(report: dict[str, Any]) -> str:
+    rows = [
+        (_mark(verdict == AGREES), f"<b>{name}</b>", f'{escape(text)}<br><span class="soft">{EXPLAIN[name]}</span>')
+        for name, verdict, text in check_lines(report)
+    ]
+    t = report["tolerance"]
+    return (
+        _table(("", "", ""), rows)
+        + "<p>The truth is the same network in PyTorch in float64. An error is ‖x − truth‖ / ‖truth‖. JAX agrees "
+        f"where its error is at most {t['k']:g} times PyTorch's own in {report['plan']['precision']}, or at most "
+        f"{t['isolated']:g} (isolated) or {t['accumulated']:g} (accumulated), whichever is more, and never above "
+        f"{t['ceiling']:g} times those floors.</p>"
+    )
+
+
+def _forward(report: dict[str, Any]) -> str:
+    groups = [(_short(row["scope"]), len(row["operations"])) for row in report["tree"]]
+    plots = []
+    for kind, words in (
+        ("isolated", "Isolated: each block is given the truth"),
+        ("accumulated", "Accumulated: each framework goes on with its own values"),
+    ):
+        rows = [(row["scope"], operation, operation[kind]) for row in report["tree"] for operation in row["operations"]]
+        if not any(m for _, _, m in rows):
+            return ""
+
+        def series(name, style, key, rows=rows):
+            points = [
+                (m[key], f"{scope}, {o['operation']} ({o['what']}): {name} {number(m[key])}") if m else (None, "")
+                for scope, o, m in rows
+            ]
+            return Series(name, style, points)
+
+        bad = [i for i, (_, _, m) in enumerate(rows) if m and not m["agrees"]]
+        shown = [series("allowed", "limit", "limit"), series("PyTorch", "torch", "torch_error"), series("JAX", "jax", "error")]
+        plots.append(f"<p>{words}.</p>{log_plot(shown, groups, bad, f'{kind} errors')}")
+    return "".join(plots) + '<p class="soft">Point at a dot to see which operation it is. Red: disagrees.</p>'
+
+
+def _short(scope: str) -> str:
+    return scope.removeprefix("unet.")
+
+
+def _tree(report: dict[str, Any]) -> str:
+    parts = []
+    for row in report["tree"]:
+        marks = [m for m in row["worst"].values() if m]
+        if not marks:
+            return ""
+        fine = all(m["agrees"] for m in marks)
+        state = "guilty" if row["guilty"] else "" if fine else "good by itself, but fed with something bad"
+        cells = "".join(f"{kind} {number(m['error']) if m else '-':>8}   " for kind, m in row["worst"].items())
+        opened = " open" if row["guilty"] else ""
+        operations = _table(
+            ("", "operation", "", "isolated: JAX", "PyTorch", "allowed", "accumulated: JAX", "PyTorch", "allowed"),
+            [_operation(o) for o in row["operations"]],
+            6,
+        )
+        parts.append(
+            f'<details{opened}><summary class="mono">{_mark(fine)} {escape(row["scope"]):<28} {cells}'
+            f'<span class="wrong">{state}</span></summary>{operations}</details>'
+        )
+    return "".join(parts)
+
+
+def _operation(o: dict[str, Any]) -> list[str]:
+    found = [o["isolated"], o["accumulated"]]
+    cells = [number(m[key]) if m else "-" for m in found for key in ("error", "torch_error", "limit")]
+    failure = next((m["failure"] for m in found if m and m["failure"]), None)
+    what = escape(o["what"]) + (f'<br><span class="wrong">{escape(failure)}</span>' if failure else "")
+    return [_mark(not failure), f"<code>{o['operation']}</code>", what, *cells]
+
+
+def _worst(report: dict[str, Any], check: str) -> str:
+    found = sorted(report["measurements"].get(check, []), key=_share, reverse=True)[:WORST]
+    if not found:
+        return ""
+    rows = [
+        (
+            _mark(m["agrees"]),
+            f"<code>{escape(m['name'])}</code>",
+            m["kind"],
+            *(number(m[key]) for key in ("error", "torch_error", "limit")),
+            "-" if m["scale"] is None else f"{m['scale'] - 1:+.1e}",
+            "-" if m["cosine"] is None else f"{1 - m['cosine']:.1e}",
+            number(m["elementwise"]),
+        )
+        for m in found
+    ]
+    head = ("", "", "", "JAX", "PyTorch", "allowed", "scale - 1", "1 - cosine", "largest element's")
+    return _table(head, rows, 6) + '<p class="soft">Cosine and elementwise errors are shown, never judged.</p>'
+
+
+def _trajectory(report: dict[str, Any]) -> str:
+    found = report["trajectory"]
+    if not found or not found["sigmas"]:
+        return ""
+
+    def series(name, style, key):
+        points = [
+            (error, f"sigma {sigma:.4g}: {name} {number(error)}")
+            for sigma, error in zip(found["sigmas"], found[key], strict=False)
+        ]
+        return Series(name, style, points)
+
+    axis = [(f"{len(found['sigmas']) - 1} Heun steps, from sigma {found['sigmas'][0]:g} to 0", len(found["error"]))]
+    plot = log_plot([series("PyTorch", "torch", "torch_error"), series("JAX", "jax", "error")], axis, (), "trajectory")
+    psnr = "equal to the last bit" if found["psnr"] is None else f"{found['psnr']:.1f} dB PSNR"
+    return f"<p>The final image: {psnr} against float64.</p>{plot}"
+
+
+def _throughput(report: dict[str, Any]) -> str:
+    return "".join(f"<pre>{escape(chr(10).join(throughput_lines(entry)))}</pre>" for entry in report["throughput"])
+
+
+def _how(report: dict[str, Any]) -> str:
+    def facts(name: str, values: dict[str, Any]) -> str:
+        rows = [(escape(str(key)), f"<code>{escape(_plain(value))}</code>") for key, value in values.items()]
+        return f"<details><summary>{escape(name)}</summary>{_table(('', ''), rows)}</details>"
+
+    parts = [
+        facts("snapshot", report["snapshot"] | {"checkpoint": report["checkpoint"], "reference": report["reference"]}),
+        facts("plan", report["plan"] | {"seconds": report["seconds"]["all"]}),
+    ]
+    parts += [facts(f"{name}: versions and hardware", values) for name, values in report["environment"].items()]
+    parts += [facts(f"{name}: switches and probes", values) for name, values in report["switches"].items()]
+    parts += [facts("configuration", report["config"]), facts("tolerances", report["tolerance"])]
+    return "".join(parts)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(v)}" for key, v in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

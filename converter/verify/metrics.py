@@ -6,14 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 
+CHUNK = 2**15  # elements at a time: they stay in the processor's cache
+
+
 @dataclass(frozen=True)
 class Difference:
-    """x against truth, both as float64. `problem` is set, and no number, where they cannot be compared."""
+    """x against truth, in float64. `problem` is set, and no number, where they cannot be compared."""
 
     error: float = math.nan  # |x - truth| / |truth|, Euclidean norms over all elements; |x| where the truth is 0
     scale: float = math.nan  # fitted scale <x, truth> / <truth, truth>
     cosine: float = math.nan  # reported, never judged: it passes wrong constants
-    elementwise: float = math.nan  # largest relative error of an element; reported, never judged
+    elementwise: float = math.nan  # largest relative error of an element (absolute where the truth is 0); never judged
     size: float = math.nan  # root mean square of the truth
     problem: str | None = None
 
@@ -22,20 +25,24 @@ def difference(x: np.ndarray, truth: np.ndarray, norm: float | None = None) -> D
     """Compare x with the truth. norm: stands in for |truth|, where that says nothing of the size of rounding errors."""
     if x.shape != truth.shape:
         return Difference(problem=f"has shape {list(x.shape)}, should be {list(truth.shape)}")
-    x, truth = np.asarray(x, np.float64).ravel(), np.asarray(truth, np.float64).ravel()
-    finite = np.isfinite(x)
-    if not finite.all():
-        where = np.flatnonzero(~finite)
-        return Difference(problem=f"is not finite at {where.size} of {x.size} elements, the first of them {x[where[0]]}")
-    apart = x - truth
-    square_x, square_truth, inner = float(x @ x), float(truth @ truth), float(x @ truth)
+    x, truth = np.ravel(x), np.ravel(truth)
+    apart = square_x = square_truth = inner = elementwise = 0.0
+    with np.errstate(all="ignore"):
+        for start in range(0, x.size, CHUNK):
+            a = x[start : start + CHUNK].astype(np.float64)
+            b = truth[start : start + CHUNK].astype(np.float64)
+            square_x += float(a @ a)
+            square_truth += float(b @ b)
+            inner += float(a @ b)
+            a -= b
+            apart += float(a @ a)
+            np.divide(a, b, out=a, where=b != 0)
+            elementwise = max(elementwise, float(np.fmax.reduce(np.abs(a, out=a))))
+    if not math.isfinite(square_x):
+        return Difference(problem=_not_finite(x))
     size = math.sqrt(square_truth) if norm is None else norm
-    error = math.sqrt(float(apart @ apart))
-    np.abs(apart, out=apart)
-    nonzero = truth != 0
-    elementwise = float(np.max(apart[nonzero] / np.abs(truth[nonzero]), initial=0))
     return Difference(
-        error / size if size else error,
+        math.sqrt(apart) / size if size else math.sqrt(apart),
         inner / square_truth if square_truth else 1.0,
         inner / math.sqrt(square_x * square_truth) if square_x and square_truth else 1.0,
         elementwise,
@@ -43,8 +50,27 @@ def difference(x: np.ndarray, truth: np.ndarray, norm: float | None = None) -> D
     )
 
 
+def _not_finite(x: np.ndarray) -> str:
+    where = np.flatnonzero(~np.isfinite(x))
+    if not where.size:
+        return "has values whose squares overflow"
+    return f"is not finite at {where.size} of {x.size} elements, the first of them {x[where[0]]}"
+
+
 def psnr(x: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, the peak being the range of the truth; infinite for equal arrays."""
     mean_square = float(np.mean(np.square(np.asarray(x, np.float64) - truth)))
     peak = float(np.max(truth) - np.min(truth)) or 1.0
     return 10 * math.log10(peak**2 / mean_square) if mean_square else math.inf
+
+
+def gradient_norm(name: str, sizes: dict[str, float]) -> float | None:
+    """What a gradient's error is measured against, if not the gradient itself.
+
+    A gain's gradient is one number, a sum in which large terms cancel by chance: its size says nothing of its rounding
+    error. The root mean square over all gains' gradients does. sizes: root mean squares of the true gradients.
+    """
+    if not name.endswith("_gain"):
+        return None
+    gains = [size for other, size in sizes.items() if other.endswith("_gain")]
+    return max(sizes[name], math.sqrt(sum(size**2 for size in gains) / len(gains)))

@@ -41,7 +41,7 @@ from converter.verify.cases import (
     make_case,
     trajectory_start,
 )
-from converter.verify.metrics import difference
+from converter.verify.metrics import difference, gradient_norm
 from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
 from converter.verify.reference import Reference, as_float32, source_hash
@@ -125,7 +125,9 @@ class _Oracle:
             errors = {}
 
             def compare(key, value):
-                errors[key] = difference(value, self.truth[key]).error
+                kind, name = key.split("/", 1)
+                norm = gradient_norm(name, self.gradient_sizes) if kind == "gradient" else None
+                errors[key] = difference(value, self.truth[key], norm).error
 
             loss = self._step(compare, precision)
             exact = float(self.truth["loss"])
@@ -176,7 +178,7 @@ class _Oracle:
                 return value * amplify[tap.scope]
             if tap.operation == "clip":
                 self._keep(f"{name}/{tap}.amplified", value.numpy())
-                return torch.from_numpy(self.truth[f"{name}/{tap}"])
+                return _like(self.truth[f"{name}/{tap}"], value)
             return value
 
         self._run(case, clip)
@@ -308,7 +310,7 @@ def _numpy(tensor) -> np.ndarray:
 
 
 def _like(array: np.ndarray, tensor):
-    return torch.from_numpy(array).to(tensor.device, tensor.dtype)
+    return torch.from_numpy(array.copy()).to(tensor.device, tensor.dtype)
 
 
 def _apart(x, y) -> float:
