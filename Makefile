@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types bench-convert digits clean
+.PHONY: demo test lint types faults survey bench bench-convert digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -18,6 +18,15 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to each
+	$(BIN)/python -m tests.faults
+
+survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
+	$(BIN)/python -m tests.verify_survey $(ARGS)
+
+bench: $(READY)  ## speed of both frameworks on this machine: make bench ARGS="s.pkl --device gpu --precision float16"
+	$(BIN)/edm2-verify --checks throughput $(or $(ARGS),golden/digits.pkl --batch 64)
 
 bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and XXL-size snapshots
 	$(BIN)/python -m tests.bench_convert $(ARGS)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 
-def noise_levels(num_steps: int = 32, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
+def noise_levels(
+    num_steps: int = 32, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> list[float]:
     """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, length num_steps + 1 (Eq. 5)."""
     lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return [(hi + i / max(num_steps - 1, 1) * (lo - hi)) ** rho for i in range(num_steps)] + [0.0]

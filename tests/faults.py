@@ -8,6 +8,7 @@ and put in place of the functions that are running. The test network has every k
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import os
 import sys
@@ -23,15 +24,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from converter.snapshot import read_snapshot
 from converter.verify import oracle
-from converter.verify.candidate import in_memory
+from converter.verify.candidate import Candidate, in_memory
 from converter.verify.cases import Plan
 from converter.verify.oracle_job import Job
-from converter.verify.run import Options, Outcome, judge_candidate
+from converter.verify.run import Options, Outcome, judge
 from converter.verify.truth import Truth
-from jax_edm2.config import EDM2Config
+from jax_edm2.network import Precond
 from tests.networks import network
 from torch_ref.snapshot import write_snapshot
 
@@ -333,7 +335,9 @@ def edited(file: str, old: str, new: str):
 def _functions(module):
     """(qualified name, function) of everything that is defined in a module, without Flax's and JAX's wrappers."""
     for value in list(vars(module).values()):
-        members = list(vars(value).values()) if isinstance(value, type) and value.__module__ == module.__name__ else [value]
+        members = (
+            list(vars(value).values()) if isinstance(value, type) and value.__module__ == module.__name__ else [value]
+        )
         for member in members:
             while hasattr(member, "__wrapped__"):
                 member = member.__wrapped__
@@ -364,10 +368,6 @@ class Laboratory:
 
     def examine(self, fault: Fault | None, checks: tuple[str, ...]) -> Outcome:
         """Verify the network with a fault, or with none."""
-        from unittest import mock
-
-        from flax.traverse_util import unflatten_dict
-
         leaves = dict(self.leaves)
         context: Any = contextlib.nullcontext()
         if fault is not None and fault.kind == "checkpoint":
@@ -375,10 +375,10 @@ class Laboratory:
         elif fault is not None:
             context = edited(*fault.edit)  # type: ignore[misc]
         variables = unflatten_dict({path: jnp.asarray(value) for path, value in leaves.items()}, sep="/")
-        with read_snapshot(self.path) as snapshot, Truth(self.truth_path) as truth, context:
-            object.__setattr__(truth.plan, "checks", checks)
-            with mock.patch("converter.verify.candidate.in_memory", lambda _snapshot: variables), jax.disable_jit():
-                return judge_candidate(Options(self.path), truth, snapshot, lambda stage: None)
+        with read_snapshot(self.path) as snapshot, Truth(self.truth_path) as truth, context, jax.disable_jit():
+            truth.plan = dataclasses.replace(truth.plan, checks=checks)
+            candidate = Candidate(Precond(truth.config), variables, truth.config)
+            return judge(Options(self.path), candidate, truth, snapshot, lambda stage: None)
 
 
 def checks_for(fault: Fault) -> tuple[str, ...]:
@@ -419,7 +419,10 @@ def main():
             missed += not ok
             why = next((g.why for g in outcome.guilty), None) or next(iter(outcome.reasons), "")
             place = f"{scope.removeprefix('unet.')}, {operation}"
-            print(f"{fault.name[:51]:<52}{outcome.verdict:<11}{place[:43]:<34}{'' if ok else 'MISSED '}{why[:60]}", flush=True)
+            print(
+                f"{fault.name[:51]:<52}{outcome.verdict:<11}{place[:43]:<34}{'' if ok else 'MISSED '}{why[:60]}",
+                flush=True,
+            )
     print(f"\n{len(FAULTS)} faults: {len(FAULTS) - missed} detected and named, {missed} missed")
     return 1 if missed or clean.verdict != "agrees" else 0
 

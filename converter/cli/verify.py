@@ -101,7 +101,9 @@ class Checks(click.ParamType):
     show_default=True,
     help="float32 is the verdict on a conversion; the others are health checks.",
 )
-@click.option("--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="Or throughput, or all.")
+@click.option(
+    "--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="Or throughput, or all."
+)
 @click.option("--seeds", type=Numbers(), default="0", show_default=True, help="Of weights' inputs: 0-3,7.")
 @click.option(
     "--sigmas",
@@ -123,9 +125,7 @@ class Checks(click.ParamType):
 @click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
 @click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
-@click.option(
-    "--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md."
-)
+@click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md.")
 @click.option("--force", is_flag=True, help="Replace an existing --save-truth file.")
 @click.option("--json", "json_", is_flag=True, help="Print report.json and nothing else.")
 @click.version_option(__version__)

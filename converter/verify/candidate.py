@@ -24,14 +24,17 @@ from converter.verify.cases import (
     LEARNING_RATE,
     STEP_BATCH,
     STEPS_BEFORE,
+    Case,
+    Plan,
     make_case,
     trajectory_start,
 )
 from converter.verify.jax_taps import TappedNetwork
 from converter.verify.metrics import Difference, difference, gradient_norm, psnr
-from converter.verify.taps import Tap, boundaries, taps
+from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from converter.verify.truth import Truth
 from converter.verify.verdict import Measurement, Tolerance, judge
+from jax_edm2.config import EDM2Config
 from jax_edm2.network import Precond
 from jax_edm2.sampling import heun_states, noise_levels
 from jax_edm2.training import denoising_loss, project_to_sphere, update_average
@@ -53,22 +56,73 @@ class Findings:
 Progress = Callable[[str], None]
 
 
+class Candidate:
+    """A network and its variables (float32), with the compiled functions that examining it takes.
+
+    config: the architecture that is expected of it.
+    """
+
+    def __init__(self, net: Precond, variables: Any, config: EDM2Config):
+        self.net, self.variables, self.config = net, variables, config
+        self.tapped = TappedNetwork(net, variables, config)
+        self._compiled: dict[Any, Any] = {}
+
+        def denoise(variables, x, sigma, labels):
+            return net.apply(variables, x, sigma, labels, return_logvar=True)
+
+        def differentiate(variables, images, sigma, noise, labels):
+            def loss(params, noise):
+                return jnp.mean(denoising_loss(net, {**variables, "params": params}, images, sigma, noise, labels))
+
+            return jax.value_and_grad(loss, (0, 1))(variables["params"], noise)
+
+        self._functions = {"denoise": jax.jit(denoise), "differentiate": jax.jit(differentiate)}
+
+    def denoise(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
+        """(D, logvar) of the network compiled as a whole."""
+        return self._call("denoise", self.variables, x, sigma, labels)
+
+    def differentiate(self, variables, case: Case):
+        """(loss, (gradients of the parameters, gradient of the noise)) of the mean EDM2 loss."""
+        return self._call("differentiate", variables, case.images, case.sigma, case.noise, case.labels)
+
+    def _call(self, name, *arguments):
+        function = self._functions[name]
+        if jax.config.jax_disable_jit:
+            return function(*arguments)
+        shapes = str(jax.tree_util.tree_map(lambda a: (a.shape, a.dtype), arguments[1:]))
+        if (name, shapes) not in self._compiled:
+            self._compiled[name, shapes] = function.lower(*arguments).compile()
+        return self._compiled[name, shapes](*arguments)
+
+    def prepare(self, plan: Plan):
+        """Compile what the plan's checks will need, while somebody else computes the truth."""
+        case = make_case(self.config, plan, plan.seeds[0])
+        if "forward" in plan.checks:
+            self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
+            self.denoise(case.x, case.sigma, case.labels)
+        if "gradients" in plan.checks:
+            self.differentiate(self.variables, case.first(STEP_BATCH))
+        if "trajectory" in plan.checks:
+            noise, labels = trajectory_start(self.config, plan.seeds[0])
+            self.denoise(noise, case.sigma[:1], labels)
+
+
 def examine(
-    net: Precond,
-    variables: Any,
+    candidate: Candidate,
     truth: Truth,
     tolerance: Tolerance,
     *,
     snapshot: Snapshot | None = None,
     progress: Progress = lambda stage: None,
 ) -> Findings:
-    """Run every check of the truth's plan on a network and its variables (float32)."""
+    """Run every check of the truth's plan."""
     findings = Findings()
-    run = _Examination(net, variables, truth, tolerance, findings)
+    run = _Examination(candidate, truth, tolerance, findings)
     for check in truth.plan.checks:
         progress(check)
         if check == "parameters":
-            findings.parameters = compare_parameters(variables, truth.facts["parameters"], snapshot)
+            findings.parameters = compare_parameters(candidate.variables, truth.facts["parameters"], snapshot)
         elif check == "forward":
             for seed in truth.plan.seeds:
                 run.forward(seed)
@@ -133,12 +187,10 @@ def _how_different(value: np.ndarray, exact: np.ndarray) -> str:
 
 
 class _Examination:
-    def __init__(self, net, variables, truth: Truth, tolerance: Tolerance, findings: Findings):
-        self.net, self.variables, self.truth, self.tolerance, self.findings = net, variables, truth, tolerance, findings
+    def __init__(self, candidate: Candidate, truth: Truth, tolerance: Tolerance, findings: Findings):
+        self.candidate, self.truth, self.tolerance, self.findings = candidate, truth, tolerance, findings
         self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts["errors"]
-        self.tapped = TappedNetwork(net, variables, self.config)
         self.boundaries = boundaries(self.config)
-        self.denoise = jax.jit(lambda v, x, sigma, labels: net.apply(v, x, sigma, labels, return_logvar=True))
 
     @contextlib.contextmanager
     def crash(self, where: str) -> Iterator[None]:
@@ -160,13 +212,25 @@ class _Examination:
         self._pass(name, "accumulated", arguments)
         self._pass(name, "isolated", arguments)
         with self.crash(f"{name}: the compiled network"):
-            denoised, logvar = self.denoise(self.variables, *arguments)
+            denoised, logvar = self.candidate.denoise(*arguments)
             self._judge_output(name, "denoised", denoised, outputs)
             self._judge_output(name, "logvar", logvar, outputs)
-        if "unlabelled" in outputs:
-            with self.crash(f"{name}: class_labels=None"):
-                denoised, _ = self.tapped(case.x, case.sigma, None, lambda _tap, value: value)
-                self._judge_output(name, "unlabelled", denoised, outputs)
+        if self.config.label_dim:
+            with self.crash(f"{name}: class_labels=None"), contextlib.suppress(Enough):
+                self._unlabelled(f"{name} unlabelled", case)
+
+    def _unlabelled(self, name: str, case: Case):
+        """The embedding of class_labels=None, which is all that labels have to do with."""
+        reference = self.errors[name]["accumulated"]
+
+        def visit(tap: Tap, value):
+            if tap.scope == EMBEDDING and str(tap) in reference:
+                self._measure("accumulated", name, tap, value, self.truth[f"{name}/{tap}"], reference[str(tap)])
+            if tap == EMBEDDED:
+                raise Enough
+            return value
+
+        self.candidate.tapped(case.x, case.sigma, None, visit)
 
     def _judge_output(self, case, name, value, torch_errors):
         found = difference(np.asarray(value, np.float64), self.truth[f"{case}/{name}"])
@@ -192,12 +256,12 @@ class _Examination:
 
         amplify = self.truth.facts["amplification"].get(case, {}) if isolated else {}
         try:
-            self.tapped(*arguments, visit, amplify)
+            self.candidate.tapped(*arguments, visit, amplify)
         except (KeyboardInterrupt, MemoryError):
             raise
         except Exception as error:
             text = " ".join(str(error).split())
-            at = self._after(self.tapped.last)
+            at = self._after(self.candidate.tapped.last)
             self._fail(kind, case, at, f"raised {type(error).__name__}: {text:.200}")
             return
         for tap in taps(self.config):
@@ -215,9 +279,7 @@ class _Examination:
         array, dtype = _numpy(value)
         problem = None if dtype == reference["dtype"] else f"is {dtype}, in PyTorch {reference['dtype']}"
         found = difference(array, exact)
-        self.findings.forward.append(
-            judge(kind, case, str(tap), found, reference["error"], self.tolerance, problem)
-        )
+        self.findings.forward.append(judge(kind, case, str(tap), found, reference["error"], self.tolerance, problem))
 
     def _fail(self, kind, case, tap, problem):
         self.findings.forward.append(judge(kind, case, str(tap), Difference(), math.nan, self.tolerance, problem))
@@ -227,21 +289,8 @@ class _Examination:
     def gradients(self):
         case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP_BATCH)
         errors = self.errors["gradients"]
-        variables = project_to_sphere(self.variables)
-
-        @jax.jit
-        def differentiate(params, noise, constants):
-            def loss(params, noise):
-                return jnp.mean(
-                    denoising_loss(
-                        self.net, {**constants, "params": params}, case.images, case.sigma, noise, case.labels
-                    )
-                )
-
-            return jax.value_and_grad(loss, (0, 1))(params, noise)
-
-        constants = {"constants": variables["constants"]}
-        loss, (gradients, by_input) = differentiate(variables["params"], case.noise, constants)
+        variables = project_to_sphere(self.candidate.variables)
+        loss, (gradients, by_input) = self.candidate.differentiate(variables, case)
         exact = float(self.truth["loss"])
         self._judge_gradient("gradient", "loss", np.float64(loss), np.float64(exact), errors["loss"])
         self._judge_gradient("gradient", "input", by_input, self.truth["gradient/input"], errors["gradient/input"])
@@ -268,7 +317,7 @@ class _Examination:
         sigmas = noise_levels(self.plan.steps)
 
         def denoise(x, sigma):
-            return self.denoise(self.variables, x, np.asarray([sigma], np.float32), labels)[0]
+            return self.candidate.denoise(x, np.asarray([sigma], np.float32), labels)[0]
 
         exact, errors = self.truth["trajectory"], self.errors["trajectory"]
         for i, x in enumerate(heun_states(denoise, jnp.asarray(noise), sigmas)):

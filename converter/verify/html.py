@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from converter.verify.plots import Series, log_plot
-from converter.verify.report import WORST, _share, check_lines, number, throughput_lines
+from converter.verify.report import WORST, check_lines, number, share, throughput_lines
 from converter.verify.verdict import AGREES
 
 STYLE = """
@@ -136,7 +136,11 @@ def _forward(report: dict[str, Any]) -> str:
             return Series(name, style, points)
 
         bad = [i for i, (_, _, m) in enumerate(rows) if m and not m["agrees"]]
-        shown = [series("allowed", "limit", "limit"), series("PyTorch", "torch", "torch_error"), series("JAX", "jax", "error")]
+        shown = [
+            series("allowed", "limit", "limit"),
+            series("PyTorch", "torch", "torch_error"),
+            series("JAX", "jax", "error"),
+        ]
         plots.append(f"<p>{words}.</p>{log_plot(shown, groups, bad, f'{kind} errors')}")
     return "".join(plots) + '<p class="soft">Point at a dot to see which operation it is. Red: disagrees.</p>'
 
@@ -176,7 +180,7 @@ def _operation(o: dict[str, Any]) -> list[str]:
 
 
 def _worst(report: dict[str, Any], check: str) -> str:
-    found = sorted(report["measurements"].get(check, []), key=_share, reverse=True)[:WORST]
+    found = sorted(report["measurements"].get(check, []), key=share, reverse=True)[:WORST]
     if not found:
         return ""
     rows = [

@@ -14,7 +14,7 @@ class Difference:
     """x against truth, in float64. `problem` is set, and no number, where they cannot be compared."""
 
     error: float = math.nan  # |x - truth| / |truth|, Euclidean norms over all elements; |x| where the truth is 0
-    scale: float = math.nan  # fitted scale <x, truth> / <truth, truth>
+    scale: float = math.nan  # fitted scale <x, truth> / <truth, truth>; its distance from 1 is at most the error
     cosine: float = math.nan  # reported, never judged: it passes wrong constants
     elementwise: float = math.nan  # largest relative error of an element (absolute where the truth is 0); never judged
     size: float = math.nan  # root mean square of the truth
@@ -43,7 +43,7 @@ def difference(x: np.ndarray, truth: np.ndarray, norm: float | None = None) -> D
     size = math.sqrt(square_truth) if norm is None else norm
     return Difference(
         math.sqrt(apart) / size if size else math.sqrt(apart),
-        inner / square_truth if square_truth else 1.0,
+        1 + (inner - square_truth) / (math.sqrt(square_truth) * size) if square_truth else 1.0,
         inner / math.sqrt(square_x * square_truth) if square_x and square_truth else 1.0,
         elementwise,
         math.sqrt(square_truth / max(truth.size, 1)),

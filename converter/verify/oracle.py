@@ -45,7 +45,7 @@ from converter.verify.metrics import difference, gradient_norm
 from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
 from converter.verify.reference import Reference, as_float32, source_hash
-from converter.verify.taps import Tap, before_clip, block_scope, boundaries
+from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, before_clip, block_scope, boundaries
 from converter.verify.torch_taps import tapped
 from converter.verify.truth import TruthWriter
 from torch_ref.sampling import heun_states, noise_levels
@@ -94,7 +94,7 @@ class _Oracle:
         self.not_finite: list[str] = []  # names of what is not finite in the truth
         self.gradient_sizes: dict[str, float] = {}  # root mean square of every parameter's true gradient
         self._blocks = self.config.architecture.encoder + self.config.architecture.decoder
-        total = (2 + 3) * len(self.plan.seeds) * ("forward" in self.plan.checks)
+        total = 7 * len(self.plan.seeds) * ("forward" in self.plan.checks)
         total += 2 * ("gradients" in self.plan.checks)
         total += 2 * (2 * self.plan.steps - 1) * ("trajectory" in self.plan.checks)
         self._bar = tqdm(total=total, desc="PyTorch", unit="run", leave=False, disable=not sys.stderr.isatty())
@@ -145,9 +145,20 @@ class _Oracle:
         """(D, logvar) of a forward pass whose every tap goes through `visit`."""
         self._bar.update()
         with torch.no_grad(), tapped(self.reference.net, self.reference.namespace, self.config, visit):
-            return self.reference(
-                case.x, case.sigma, case.labels if labels else None, precision, return_logvar=True
-            )
+            return self.reference(case.x, case.sigma, case.labels if labels else None, precision, return_logvar=True)
+
+    def _embed(self, case: Case, visit, precision="float32"):
+        """Show `visit` the embedding of class_labels=None, which is all that labels have to do with."""
+
+        def until_embedded(tap, value):
+            if tap.scope == EMBEDDING:
+                visit(tap, value)
+            if tap == EMBEDDED:
+                raise Enough
+            return value
+
+        with contextlib.suppress(Enough):
+            self._run(case, until_embedded, precision, labels=False)
 
     def _write_forward(self, name: str, case: Case):
         largest: dict[str, float] = {}
@@ -163,8 +174,7 @@ class _Oracle:
         self._keep(f"{name}/denoised", denoised.numpy())
         self._keep(f"{name}/logvar", logvar.numpy())
         if self.config.label_dim:
-            unlabelled, _ = self._run(case, lambda _tap, value: value, labels=False)
-            self._keep(f"{name}/unlabelled", unlabelled.numpy())
+            self._embed(case, lambda tap, value: self._keep(f"{name} unlabelled/{tap}", value.numpy()))
         if self.config.clip_act is None:
             return
         # Nothing is ever clipped in most networks: multiply by a power of two (exact) until something is.
@@ -191,7 +201,7 @@ class _Oracle:
         accumulated: dict[str, Any] = {}
         isolated: dict[str, Any] = {}
 
-        def note(found, tap, value, suffix=""):
+        def note(found, name, tap, value, suffix=""):
             exact = self.truth[f"{name}/{tap}{suffix}"]
             found[str(tap)] = {
                 "error": difference(_numpy(value), exact).error,
@@ -200,14 +210,14 @@ class _Oracle:
             return exact
 
         def accumulate(tap, value):
-            note(accumulated, tap, value)
+            note(accumulated, name, tap, value)
             return value
 
         def isolate(tap, value):
             if tap.operation == "clip":
-                note(isolated, tap, value, ".amplified")
+                note(isolated, name, tap, value, ".amplified")
                 return _like(self.truth[f"{name}/{tap}"], value)
-            exact = note(isolated, tap, value)
+            exact = note(isolated, name, tap, value)
             if before.get(tap.scope) == tap.operation:
                 return value * amplify.get(tap.scope, 1.0)
             return _like(exact, value) if tap in boundary else value
@@ -222,10 +232,11 @@ class _Oracle:
             "denoised": difference(_numpy(first[0]), self.truth[f"{name}/denoised"]).error,
             "logvar": difference(_numpy(first[1]), self.truth[f"{name}/logvar"]).error,
         }
-        if self.config.label_dim:
-            unlabelled, _ = self._run(case, lambda _tap, value: value, precision, labels=False)
-            outputs["unlabelled"] = difference(_numpy(unlabelled), self.truth[f"{name}/unlabelled"]).error
         self.errors[name] = {"accumulated": accumulated, "isolated": isolated, "outputs": outputs}
+        if self.config.label_dim:
+            found: dict[str, Any] = {}
+            self._embed(case, lambda tap, value: note(found, f"{name} unlabelled", tap, value), precision)
+            self.errors[f"{name} unlabelled"] = {"accumulated": found}
 
     # Trajectory
 

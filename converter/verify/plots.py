@@ -18,7 +18,9 @@ class Series:
     points: Sequence[tuple[float | None, str]]
 
 
-def log_plot(series: Sequence[Series], groups: Sequence[tuple[str, int]], bad: Sequence[int] = (), label: str = "") -> str:
+def log_plot(
+    series: Sequence[Series], groups: Sequence[tuple[str, int]], bad: Sequence[int] = (), label: str = ""
+) -> str:
     """An SVG element. groups: (name, number of x values) along the axis. bad: indices of x to mark."""
     values = [error for s in series for error, _ in s.points if error]
     if not values:
@@ -37,7 +39,9 @@ def log_plot(series: Sequence[Series], groups: Sequence[tuple[str, int]], bad: S
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     for i in bad:
-        parts.append(f'<rect class="bad" x="{x(i) - step / 2:.1f}" y="{TOP}" width="{max(step, 3):.1f}" height="{bottom - TOP}"/>')
+        parts.append(
+            f'<rect class="bad" x="{x(i) - step / 2:.1f}" y="{TOP}" width="{max(step, 3):.1f}" height="{bottom - TOP}"/>'
+        )
     for exponent in range(low, high + 1):
         height = y(10.0**exponent)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
@@ -52,7 +56,9 @@ def log_plot(series: Sequence[Series], groups: Sequence[tuple[str, int]], bad: S
                 f'<text class="axis" text-anchor="end" transform="translate({at}) rotate(-55)">{escape(name)}</text>'
             )
         else:
-            parts.append(f'<text class="axis" x="{middle:.1f}" y="{bottom + 22}" text-anchor="middle">{escape(name)}</text>')
+            parts.append(
+                f'<text class="axis" x="{middle:.1f}" y="{bottom + 22}" text-anchor="middle">{escape(name)}</text>'
+            )
         start += size
     for s in series:
         shown = [(x(i), y(error), text) for i, (error, text) in enumerate(s.points) if error]

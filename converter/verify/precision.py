@@ -151,7 +151,9 @@ def set_xla_flags(flags: list[str]) -> list[str]:
     for flag in flags:
         wanted = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         code = "import jax; jax.config.update('jax_platforms', 'cpu'); jax.devices()"
-        tried = subprocess.run([sys.executable, "-c", code], env={**os.environ, "XLA_FLAGS": wanted}, capture_output=True)
+        tried = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "XLA_FLAGS": wanted}, capture_output=True
+        )
         if tried.returncode == 0:
             os.environ["XLA_FLAGS"] = wanted
         else:

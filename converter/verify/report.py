@@ -38,20 +38,20 @@ WORST = 10
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
     """The whole record, of JSON types."""
-    plan, truth = outcome.options.plan if outcome.options.truth is None else None, outcome.truth
+    truth = outcome.truth
     measurements = {check: [_measurement(m) for m in found] for check, found in outcome.measurements.items()}
-    checks = {check: _check(outcome.measurements[check]) for check, found in measurements.items() if found}
-    parameters = None
-    if outcome.parameters is not None:
+    checks = {check: _check(found) for check, found in outcome.measurements.items() if found}
+    parameters, different = None, outcome.findings.parameters
+    if different is not None:
         parameters = {
             "count": len(truth["parameters"]),
             "values": sum(math.prod(entry["shape"]) for entry in truth["parameters"].values()),
-            "different": [{"name": name, "why": why} for name, why in outcome.parameters],
+            "different": [{"name": name, "why": why} for name, why in different],
         }
-        verdict = DISAGREES if outcome.parameters else AGREES
-        counts = {"count": parameters["count"], "failed": len(outcome.parameters), "worst": None}
+        verdict = DISAGREES if different else AGREES
+        counts = {"count": parameters["count"], "failed": len(different), "worst": None}
         checks = {"parameters": {"verdict": verdict, **counts}} | checks
-    for where, _ in outcome.crashes:
+    for where, _ in outcome.findings.crashes:
         check = where if where in ("gradients", "trajectory") else "forward"
         checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
     options = outcome.options
@@ -75,7 +75,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "checkpoint": str(options.checkpoint) if options.checkpoint else None,
             "reference": truth["reference"],
             "config": truth["config"],
-            "plan": dataclasses.asdict(plan) if plan else truth["plan"],
+            "plan": truth["plan"],
             "tolerance": dataclasses.asdict(outcome.tolerance),
             "switches": outcome.facts["switches"],
             "repeat": truth["repeat"],
@@ -128,7 +128,7 @@ def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str,
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for m in forward:
         key = m["name"], m["kind"]
-        if key not in found or _share(m) > _share(found[key]):
+        if key not in found or share(m) > share(found[key]):
             found[key] = m
     blamed = {g.scope: g.operation for g in outcome.guilty}
     for scope, operations in scopes(EDM2Config(**outcome.truth["config"])).items():
@@ -138,17 +138,17 @@ def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str,
             for o in operations
         ]
         worst = {
-            kind: max((row[kind] for row in rows if row[kind]), key=_share, default=None)
+            kind: max((row[kind] for row in rows if row[kind]), key=share, default=None)
             for kind in ("isolated", "accumulated")
         }
         yield {"scope": scope, "guilty": blamed.get(scope), "worst": worst, "operations": rows}
 
 
-def _share(m: dict[str, Any]) -> float:
+def share(m: dict[str, Any]) -> float:
     """An error as a share of what is allowed; infinite where something else is wrong."""
-    if m["error"] is None or not math.isfinite(m["error"]) or (m["failure"] and m["error"] <= m["limit"]):
+    if m["error"] is None or not math.isfinite(m["error"]):
         return math.inf
-    return m["error"] / m["limit"]
+    return max(m["error"], abs(m["scale"] - 1)) / m["limit"]
 
 
 def _trajectory(outcome: Outcome, found: list[dict[str, Any]]) -> dict[str, Any] | None:

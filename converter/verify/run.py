@@ -2,20 +2,20 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
+from converter.verify.oracle_job import Job
 from converter.verify.truth import Truth
 from converter.verify.verdict import (
     AGREES,
@@ -30,9 +30,18 @@ from converter.verify.verdict import (
 )
 from jax_edm2.config import EDM2Config
 
+if TYPE_CHECKING:
+    from converter.verify.candidate import Candidate, Findings
+
 # glibc gives freed memory back to the system and faults it in again at every operation, unless told not to: that is a
 # third of PyTorch's time on large float64 activations.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
+OPENMP = {"OMP_WAIT_POLICY": "passive"}  # waiting threads leave the cores to whoever works
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+INTERRUPTED = 130
 CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
 Progress = Callable[[str], None]
 
@@ -62,38 +71,40 @@ class Outcome:
     reasons: list[str]  # why it is not `agrees`, most important first
     guilty: list[Guilty]
     warnings: list[str]
-    measurements: dict[str, list[Measurement]]  # by check
-    parameters: list[tuple[str, str]] | None
-    config_differences: list[str]
-    crashes: list[tuple[str, str]]
+    findings: "Findings"
     facts: dict[str, Any]
     truth: dict[str, Any]  # facts of the truth file
     tolerance: Tolerance
-    throughput: list[dict[str, Any]]
     options: Options
-    seconds: float
+    throughput: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def measurements(self) -> dict[str, list[Measurement]]:
+        """By check."""
+        return {name: getattr(self.findings, name) for name in ("forward", "gradients", "trajectory")}
 
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.verdict]
 
 
-def run_oracle(options: Options, output: Path):
-    """Compute the truth file in a process of its own. Raises: ProcessFailed."""
-    from converter.verify import oracle_job
-
-    job = oracle_job.Job(str(options.snapshot), str(output), options.plan, options.reference, torch_device(options))
-    environment = {**KEEP_MEMORY, **os.environ}
+def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = lambda: None):
+    """Compute the truth file in a process of its own, and do something else meanwhile. Raises: ProcessFailed."""
+    job = Job(str(options.snapshot), str(output), options.plan, options.reference, torch_device(options))
     command = [sys.executable, "-m", "converter.verify.oracle"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**OPENMP, **KEEP_MEMORY, **os.environ})
     try:
-        process.communicate(job.to_json())
+        process.stdin.write(job.to_json())  # type: ignore[union-attr]
+        process.stdin.close()  # type: ignore[union-attr]
+        meanwhile()
+        process.wait()
     except BaseException:
         process.kill()
         process.wait()
         raise
     if process.returncode:
-        raise ProcessFailed(130 if process.returncode < 0 else process.returncode)
+        raise ProcessFailed(INTERRUPTED if process.returncode < 0 else process.returncode)
 
 
 def torch_device(options: Options) -> str:
@@ -113,83 +124,82 @@ def verify(options: Options, progress: Progress = lambda stage: None) -> Outcome
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         snapshot = stack.enter_context(read_snapshot(options.snapshot)) if options.snapshot else None
-        truth = stack.enter_context(_truth(options, snapshot, progress))
-        outcome = judge_candidate(options, truth, snapshot, progress)
+        if options.truth is not None:
+            truth = stack.enter_context(Truth(options.truth))
+            if snapshot is not None and truth.config != snapshot.config:
+                raise VerifyError(f"{options.truth}: is of another network than {snapshot.path}")
+            candidate = load_candidate(options, truth.plan.precision, truth.config, snapshot)
+        else:
+            assert snapshot is not None
+            candidate = load_candidate(options, options.plan.precision, snapshot.config, snapshot)
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edm2-verify-"))) / "truth.npz"
+            progress("PyTorch computes the truth, JAX compiles")
+            run_oracle(options, path, lambda: _prepare(candidate, options.plan))
+            truth = stack.enter_context(Truth(path))
+        outcome = judge(options, candidate, truth, snapshot, progress)
         if "throughput" in options.plan.checks and snapshot is not None:
             outcome.throughput = _throughput(options, snapshot, progress)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
-@contextlib.contextmanager
-def _truth(options: Options, snapshot: Snapshot | None, progress: Progress) -> Iterator[Truth]:
-    if options.truth is not None:
-        with Truth(options.truth) as truth:
-            if snapshot is not None and truth.config != snapshot.config:
-                raise VerifyError(f"{options.truth}: is of another network than {snapshot.path}")
-            yield truth
-        return
-    with tempfile.TemporaryDirectory(prefix="edm2-verify-") as folder:
-        progress("PyTorch")
-        run_oracle(options, Path(folder) / "truth.npz")
-        with Truth(Path(folder) / "truth.npz") as truth:
-            yield truth
-
-
-def judge_candidate(options: Options, truth: Truth, snapshot: Snapshot | None, progress: Progress) -> Outcome:
-    """Everything that JAX is needed for, and the verdict."""
-    import jax
+def load_candidate(options: Options, precision: str, config: EDM2Config, snapshot: Snapshot | None) -> "Candidate":
+    """The network of the checkpoint, or of the snapshot converted in memory."""
     import jax.numpy as jnp
 
-    from converter.verify.candidate import Findings, examine, in_memory
-    from converter.verify.precision import jax_facts, jax_precision, jax_switches
-    from jax_edm2.checkpoint import load, read_record
+    from converter.verify.candidate import Candidate, in_memory
+    from jax_edm2.checkpoint import load
     from jax_edm2.network import Precond
 
-    plan = truth.plan
-    dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(plan.precision, jnp.float32)
-    tolerance = _tolerance(plan.precision)
+    dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
     if options.checkpoint is not None:
         net, variables = load(options.checkpoint, dtype=jnp.float32, compute_dtype=dtype)
     else:
         assert snapshot is not None
-        net, variables = Precond(truth.config, dtype), in_memory(snapshot)
+        net, variables = Precond(config, dtype), in_memory(snapshot)
+    return Candidate(net, variables, config)
+
+
+def _prepare(candidate: "Candidate", plan: Plan):
+    from converter.verify.precision import jax_precision
+
+    with jax_precision(plan.precision), contextlib.suppress(Exception):  # what fails here fails again when examined
+        candidate.prepare(plan)
+
+
+def judge(
+    options: Options, candidate: "Candidate", truth: Truth, snapshot: Snapshot | None, progress: Progress
+) -> Outcome:
+    """Everything that is measured of JAX, and the verdict."""
+    from converter.verify.candidate import examine
+    from converter.verify.precision import jax_facts, jax_precision, jax_switches
+    from jax_edm2.checkpoint import read_record
+
+    plan, tolerance = truth.plan, _tolerance(truth.plan.precision)
     with jax_precision(plan.precision):
         switches = jax_switches(plan.precision)
-        findings = examine(net, variables, truth, tolerance, snapshot=snapshot, progress=progress)
-    differences = config_differences(truth.config, net.config)
+        findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
+    differences = config_differences(truth.config, candidate.net.config)
     facts = {
         **findings.facts,
         "environment": {"JAX": jax_facts(), "PyTorch": truth.facts["environment"]},
         "switches": {"JAX": switches, "PyTorch": truth.facts["switches"]},
-        "stored_dtype": read_record(options.checkpoint).dtype if options.checkpoint else None,
     }
-    measurements = {
-        "forward": findings.forward,
-        "gradients": findings.gradients,
-        "trajectory": findings.trajectory,
-    }
-    blamed = guilty(truth.config, findings.forward, findings.parameters or [])
-    wrong = list(_wrong(findings, differences, facts["stored_dtype"]))
+    stored = read_record(options.checkpoint).dtype if options.checkpoint else None
+    wrong = list(_wrong(findings, differences, stored))
     unsure = list(_unsure(truth, switches, tolerance, findings))
     certain = bool(findings.parameters or differences)  # no precision switch excuses these
     verdict = DISAGREES if certain or (wrong and not unsure) else INCONCLUSIVE if unsure else AGREES
-    reasons = wrong + unsure if verdict == DISAGREES else unsure + wrong
     return Outcome(
-        verdict,
-        reasons,
-        blamed,
-        list(_warnings(plan, findings)),
-        measurements,
-        findings.parameters,
-        differences,
-        findings.crashes,
-        facts,
-        truth.facts,
-        tolerance,
-        [],
-        options,
-        0.0,
+        verdict=verdict,
+        reasons=wrong + unsure if verdict == DISAGREES else unsure + wrong,
+        guilty=guilty(truth.config, findings.forward, findings.parameters or []),
+        warnings=list(_warnings(plan, findings)),
+        findings=findings,
+        facts=facts,
+        truth=truth.facts,
+        tolerance=tolerance,
+        options=options,
     )
 
 
@@ -213,7 +223,9 @@ def _wrong(findings, differences, stored_dtype) -> Iterator[str]:
     if findings.parameters:
         name, why = findings.parameters[0]
         more = f", and {len(findings.parameters) - 1} more" if len(findings.parameters) > 1 else ""
-        hint = f" (the checkpoint is stored as {stored_dtype})" if stored_dtype in ("bfloat16", "float16") and more else ""
+        hint = (
+            f" (the checkpoint is stored as {stored_dtype})" if stored_dtype in ("bfloat16", "float16") and more else ""
+        )
         yield f"parameters are not equal{hint}: {name} {why}{more}"
     for where, why in findings.crashes:
         yield f"{where}: JAX {why}"
@@ -266,6 +278,4 @@ def _throughput(options: Options, snapshot: Snapshot, progress: Progress) -> lis
     plan, path = options.plan, str(snapshot.path)
     if options.sweep:
         return throughput.sweep(snapshot.config, path, plan.precision, options.device, plan.steps, progress)
-    return [
-        throughput.measure(snapshot.config, path, plan.batch, plan.precision, options.device, plan.steps, progress)
-    ]
+    return [throughput.measure(snapshot.config, path, plan.batch, plan.precision, options.device, plan.steps, progress)]

@@ -56,6 +56,13 @@ class Tap:
         return f"{self.scope}/{self.operation}"
 
 
+EMBEDDED = Tap(EMBEDDING, "emb_silu")
+
+
+class Enough(Exception):  # noqa: N818
+    """Raised by a visitor to end a forward pass that has shown what it was to show."""
+
+
 def block_scope(spec: BlockSpec) -> str:
     """A block's name in a snapshot: unet.enc.64x64_block0."""
     return f"unet.{spec.flavor}.{spec.name}"

@@ -51,7 +51,9 @@ def multiply_accumulates(config: EDM2Config) -> int:
     return total + 9 * pixels * config.widths[0] * config.img_channels
 
 
-def measure(config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, steps: int, progress) -> dict[str, Any]:
+def measure(
+    config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, steps: int, progress
+) -> dict[str, Any]:
     """Time every way. Returns {"batch", "ways": {way: figures or {"unavailable": why}}}."""
     ways: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -88,7 +90,9 @@ def sweep(config, snapshot, precision, device, steps, progress) -> list[dict[str
     batch = 1
     while True:
         try:
-            found = measure(config, snapshot, batch, precision, device, steps, lambda s, b=batch: progress(f"batch {b}: {s}"))
+            found = measure(
+                config, snapshot, batch, precision, device, steps, lambda s, b=batch: progress(f"batch {b}: {s}")
+            )
         except WorkerDied as error:
             return [*results, {"batch": batch, "ended": str(error)}]
         results.append(found)
@@ -97,7 +101,10 @@ def sweep(config, snapshot, precision, device, steps, progress) -> list[dict[str
         if device == "cpu" or found["memory"]["torch"]["kind"] == "process":
             peak = sum(entry["peak_bytes"] for entry in found["memory"].values())
             if 2 * peak > _memory():
-                return [*results, {"batch": 2 * batch, "ended": f"would need more than this machine's {_memory() / 1e9:.0f} GB"}]
+                return [
+                    *results,
+                    {"batch": 2 * batch, "ended": f"would need more than this machine's {_memory() / 1e9:.0f} GB"},
+                ]
         batch *= 2
 
 

@@ -4,7 +4,7 @@ A zip archive of .npy members (numpy.load reads it like any .npz) and one JSON m
 
     CASE/SCOPE/OPERATION        float64, a tap; CASE is seed0, seed1, ...
     CASE/SCOPE/clip.amplified   the clip of what was multiplied by a power of two until it had something to clip
-    CASE/unlabelled             float64, D with class_labels=None
+    CASE unlabelled/unet.embedding/OPERATION   float64, taps of the embedding with class_labels=None
     trajectory                  float64 [steps + 1, 1, C, H, W], the states of the Heun sampler
     loss                        float64, the mean EDM2 loss
     gradient/NAME, step/NAME, ema/NAME   float32 (rounded once), of every parameter; gradient/input besides

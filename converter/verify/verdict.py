@@ -72,7 +72,8 @@ class Measurement:
     @property
     def margin(self) -> float:
         """The error as a share of what is allowed; infinite where something else is wrong."""
-        return math.inf if self.problem or self.difference.problem else self.difference.error / self.limit
+        d = self.difference
+        return math.inf if self.problem or d.problem else max(d.error, abs(d.scale - 1)) / self.limit
 
     @property
     def failure(self) -> str | None:
@@ -102,7 +103,9 @@ class Guilty:
     why: str
 
 
-def guilty(config: EDM2Config, measurements: Iterable[Measurement], parameters: Iterable[tuple[str, str]]) -> list[Guilty]:
+def guilty(
+    config: EDM2Config, measurements: Iterable[Measurement], parameters: Iterable[tuple[str, str]]
+) -> list[Guilty]:
     """Who is to blame, in the order of computation, one operation for each block.
 
     A block's inputs are the truth in isolated measurements, so whatever fails there is its own fault.
