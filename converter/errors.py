@@ -5,7 +5,7 @@ class ConverterError(Exception):
     """An input that is missing, broken or refused; the message is one line for the user."""
 
 
-class ProcessFailed(Exception):
+class ProcessFailed(Exception):  # noqa: N818
     """A process of ours ended with an exit code that is to be passed on, and has said why on standard error."""
 
     def __init__(self, code: int):

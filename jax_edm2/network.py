@@ -182,10 +182,9 @@ class UNet(Tapped):
         architecture = config.architecture
         # Flax names the members of a dict after attribute and key: enc_64x64_conv, dec_8x8_in0, ...
         conv_in: dict[str, Any] = {architecture.conv_in: conv(config.img_channels + 1, widths[0], (3, 3))}
-        self.enc: dict[str, Any] = conv_in | {
-            spec.name: Block(spec, config, self.folded) for spec in architecture.encoder
-        }
-        self.dec = {spec.name: Block(spec, config, self.folded) for spec in architecture.decoder}
+        block = partial(Block, config=config, folded=self.folded)
+        self.enc: dict[str, Any] = conv_in | {spec.name: block(spec) for spec in architecture.encoder}
+        self.dec = {spec.name: block(spec) for spec in architecture.decoder}
         self.out_conv = conv(widths[0], config.img_channels, (3, 3))
 
     def __call__(

@@ -40,7 +40,8 @@ def denoising_loss(
     """
     sigma, sigma_data = sigma.reshape(-1, 1, 1, 1), net.config.sigma_data
     noisy = images + sigma * noise
-    denoised, logvar = net.apply(variables, noisy, sigma, class_labels, return_logvar=True, **apply_kwargs)
+    outputs: Any = net.apply(variables, noisy, sigma, class_labels, return_logvar=True, **apply_kwargs)
+    denoised, logvar = outputs
     weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
     return weight / jnp.exp(logvar) * jnp.square(denoised - images) + logvar
 
@@ -52,6 +53,6 @@ def power_function_exponent(std: float) -> float:
 
 
 def update_average(average: Any, variables: Any, *, images_seen: int, batch_size: int, std: float) -> Any:
-    """The power-function EMA of `variables` (a tree like `average`) after the step that ends at `images_seen` (Eq. 127)."""
+    """Power-function EMA of `variables`, a tree like `average`, after the step ending at images_seen (Eq. 127)."""
     keep = (1 - batch_size / images_seen) ** (power_function_exponent(std) + 1)
     return jax.tree_util.tree_map(lambda old, new: old + (new - old) * (1 - keep), average, variables)

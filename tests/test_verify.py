@@ -209,7 +209,7 @@ def test_throughput_of_digits(digits_pkl, monkeypatch):
 
 
 def test_a_worker_that_dies_is_an_error(digits_pkl, tmp_path):
-    with pytest.raises(throughput.WorkerDied, match="the jax process ended"):
-        with read_snapshot(digits_pkl) as snapshot:
-            config = snapshot.config
+    with read_snapshot(digits_pkl) as snapshot:
+        config = snapshot.config
+    with pytest.raises(throughput.WorkerDied, match="the torch process ended"):
         throughput.measure(config, str(Path(tmp_path) / "none.pkl"), 1, "float32", "cpu", 32, lambda stage: None)

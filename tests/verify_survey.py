@@ -82,7 +82,8 @@ def main():
         worst = max(found, key=lambda m: m.margin)
         print(
             f"{kind:14}{largest.difference.error:14.1e}{largest.torch_error:15.1e}{worst.margin:17.0%}     "
-            f"{worst.name}: JAX {worst.difference.error:.1e}, PyTorch {worst.torch_error:.1e}, allowed {worst.limit:.1e}"
+            f"{worst.name}: JAX {worst.difference.error:.1e}, PyTorch {worst.torch_error:.1e}, "
+            f"allowed {worst.limit:.1e}"
         )
     return 1 if wolves else 0
 

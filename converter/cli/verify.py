@@ -1,6 +1,5 @@
 """edm2-verify: does the JAX network compute what the PyTorch network of a snapshot computes?"""
 
-import dataclasses
 import importlib.util
 import json
 import re
@@ -102,9 +101,9 @@ class Checks(click.ParamType):
     help="float32 is the verdict on a conversion; the others are health checks.",
 )
 @click.option(
-    "--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="Or throughput, or all."
+    "--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="And throughput; or all."
 )
-@click.option("--seeds", type=Numbers(), default="0", show_default=True, help="Of weights' inputs: 0-3,7.")
+@click.option("--seeds", type=Numbers(), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7.")
 @click.option(
     "--sigmas",
     type=Sigmas(),

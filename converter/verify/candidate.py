@@ -88,7 +88,7 @@ class Candidate:
 
     def _call(self, name, *arguments):
         function = self._functions[name]
-        if jax.config.jax_disable_jit:
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*arguments)
         shapes = str(jax.tree_util.tree_map(lambda a: (a.shape, a.dtype), arguments[1:]))
         if (name, shapes) not in self._compiled:
@@ -236,7 +236,7 @@ class _Examination:
         found = difference(np.asarray(value, np.float64), self.truth[f"{case}/{name}"])
         self.findings.forward.append(judge("compiled", case, name, found, torch_errors[name], self.tolerance))
 
-    def _pass(self, case: str, kind: str, arguments):
+    def _pass(self, case: str, kind: str, arguments: tuple[Any, Any, Any]):
         """One forward pass with every tap measured; the isolated one goes on with the truth after every block."""
         reference = self.errors[case][kind]
         isolated = kind == "isolated"

@@ -1,6 +1,7 @@
 """Test inputs that are able to show a bug: every noise level, several labels and no label, noise of fixed seeds."""
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -25,6 +26,12 @@ class Plan:
     batch: int = 4
     steps: int = 32  # of the trajectory
     precision: str = "float32"
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """From the fields as JSON has them, with lists for tuples."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,16 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 h1 { font-size: 26px; margin: 0 } h2 { font-size: 18px; margin: 34px 0 6px }
 p { margin: 6px 0; max-width: 92ch } code, pre, td.n, .mono { font-family: ui-monospace, monospace; font-size: 13px }
 .verdict { border-left: 10px solid; padding: 12px 18px; background: var(--card); border-radius: 4px }
-.agrees { border-color: var(--good) } .disagrees { border-color: var(--bad) } .inconclusive { border-color: var(--unsure) }
+.agrees { border-color: var(--good) } .disagrees { border-color: var(--bad) }
+.inconclusive { border-color: var(--unsure) }
 .agrees h1 { color: var(--good) } .disagrees h1 { color: var(--bad) } .inconclusive h1 { color: var(--unsure) }
 .good { color: var(--good) } .wrong { color: var(--bad); font-weight: 600 } .soft { color: var(--soft) }
 table { border-collapse: collapse; margin: 8px 0 } th { text-align: left; font-weight: 600 }
-th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top } td.n, th.n { text-align: right }
+th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top }
+td.n, th.n { text-align: right }
 pre { background: var(--card); padding: 10px; overflow-x: auto } svg { width: 100%; height: auto }
-details { border-bottom: 1px solid var(--line); padding: 3px 0 } summary { cursor: pointer; white-space: pre; overflow-x: auto }
+details { border-bottom: 1px solid var(--line); padding: 3px 0 }
+summary { cursor: pointer; white-space: pre; overflow-x: auto }
 details details { border: 0 } .axis { font: 11px ui-monospace, monospace; fill: var(--soft) }
 .grid { stroke: var(--line); stroke-width: 1 } rect.bad { fill: var(--bad); opacity: .25 }
 polyline { fill: none; stroke-width: 1 } .jax { stroke: var(--jax) } .torch { stroke: var(--torch) }
@@ -110,7 +113,7 @@ def _checks(report: dict[str, Any]) -> str:
     t = report["tolerance"]
     return (
         _table(("", "", ""), rows)
-        + "<p>The truth is the same network in PyTorch in float64. An error is ‖x − truth‖ / ‖truth‖. JAX agrees "
+        + "<p>The truth is the same network in PyTorch in float64. An error is ‖x - truth‖ / ‖truth‖. JAX agrees "
         f"where its error is at most {t['k']:g} times PyTorch's own in {report['plan']['precision']}, or at most "
         f"{t['isolated']:g} (isolated) or {t['accumulated']:g} (accumulated), whichever is more, and never above "
         f"{t['ceiling']:g} times those floors.</p>"

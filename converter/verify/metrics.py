@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 CHUNK = 2**15  # elements at a time: they stay in the processor's cache
 
 

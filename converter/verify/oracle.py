@@ -8,10 +8,8 @@ Runs as a process of its own, so that its memory, its switches and any embedded 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -37,7 +35,6 @@ from converter.verify.cases import (
     STEP_BATCH,
     STEPS_BEFORE,
     Case,
-    Plan,
     make_case,
     trajectory_start,
 )

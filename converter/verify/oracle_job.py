@@ -19,8 +19,7 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> "Job":
         fields = json.loads(text)
-        plan = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.pop("plan").items()}
-        return cls(plan=Plan(**plan), **fields)
+        return cls(plan=Plan.from_json(fields.pop("plan")), **fields)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -40,7 +40,7 @@ def log_plot(
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     for i in bad:
         parts.append(
-            f'<rect class="bad" x="{x(i) - step / 2:.1f}" y="{TOP}" width="{max(step, 3):.1f}" height="{bottom - TOP}"/>'
+            f'<rect class="bad" x="{x(i) - step / 2:.1f}" y="{TOP}" width="{step:.1f}" height="{bottom - TOP}"/>'
         )
     for exponent in range(low, high + 1):
         height = y(10.0**exponent)

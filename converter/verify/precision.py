@@ -146,7 +146,7 @@ def xla_flags(precision: str, device: str) -> list[str]:
 
 
 def set_xla_flags(flags: list[str]) -> list[str]:
-    """Set those of the flags that this XLA knows (it aborts on others: tried in a process of its own); return the rest."""
+    """Set those flags that this XLA knows, and return the others: it aborts on them, as a process of its own shows."""
     unknown = []
     for flag in flags:
         wanted = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

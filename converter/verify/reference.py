@@ -20,7 +20,7 @@ REFERENCES = ("torch_ref", "embedded")
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class ReferenceFailure(ConverterError):
+class NetworkError(ConverterError):
     """A reference network that cannot be built or run."""
 
 
@@ -46,7 +46,7 @@ class Reference:
             with torch.device("meta"):  # no random weights: they come from the snapshot
                 self.net = create(**arguments)
         except Exception as error:
-            raise ReferenceFailure(f"{snapshot.path}: the {kind} network cannot be built ({error!r:.300})") from error
+            raise NetworkError(f"{snapshot.path}: the {kind} network cannot be built ({error!r:.300})") from error
         finally:
             torch.set_default_dtype(torch.float32)
         self.net.to_empty(device="cpu").double().eval().requires_grad_(False)
@@ -54,10 +54,10 @@ class Reference:
 
     def reload(self):
         """Give the network the snapshot's values, exactly: every stored dtype fits float32."""
-        state = {name: tensor for name, tensor in self.net.state_dict().items()}
+        state = self.net.state_dict()
         if state.keys() != self._snapshot.tensors.keys():
             odd = sorted(state.keys() ^ self._snapshot.tensors.keys())
-            raise ReferenceFailure(f"{self._snapshot.path}: the {self._kind} network has other tensors: {odd[:4]}")
+            raise NetworkError(f"{self._snapshot.path}: the {self._kind} network has other tensors: {odd[:4]}")
         with torch.no_grad():
             for name, tensor in state.items():
                 tensor.copy_(torch.from_numpy(as_float32(self._snapshot.read(name))))
@@ -83,7 +83,7 @@ class Reference:
         if self._kind == "embedded":  # NVlabs' code: float16 on CUDA, or float32
             kwargs["force_fp32"] = self.raised or precision in ("float32", "tf32")
             if precision == "bfloat16" or (precision == "float16" and self.device.type != "cuda" and not self.raised):
-                raise ReferenceFailure(f"NVlabs' own code does not compute in {precision} on {self.device.type}")
+                raise NetworkError(f"NVlabs' own code does not compute in {precision} on {self.device.type}")
         elif not self.raised:
             kwargs["dtype"] = DTYPES[precision]
         return self.net(put(x), put(sigma), put(labels), **kwargs)
@@ -100,7 +100,7 @@ def _float64(namespace: dict[str, Any]) -> Iterator[None]:
     before, convolve = namespace["torch"], torch.nn.functional.conv2d
     torch.set_default_dtype(torch.float64)
     namespace["torch"] = _Float64Torch("torch")
-    torch.nn.functional.conv2d = functools.partial(_conv2d, convolve)  # type: ignore[assignment]
+    torch.nn.functional.conv2d = functools.partial(_conv2d, convolve)
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def _float64(namespace: dict[str, Any]) -> Iterator[None]:
 
 
 def _conv2d(convolve, x, w, *args, padding=0, stride=1, groups=1, **kwargs):
-    """torch's conv2d; large 3x3 ones as a sum of nine matmuls on shifted views, which in float64 takes half the time."""
+    """torch's conv2d, but large 3x3 ones as a sum of nine matmuls on shifted views: in float64 that is faster."""
     n, c, height, width = x.shape
     padding = padding[0] if isinstance(padding, tuple) and len(padding) == 1 else padding
     plain = args or kwargs or (padding, stride, groups) != (1, 1, 1) or torch.is_grad_enabled()
@@ -153,7 +153,7 @@ def _execute(source: str) -> dict[str, Any]:
     try:
         exec(compile(source, "<source embedded in the snapshot>", "exec"), module.__dict__)
     except Exception as error:
-        raise ReferenceFailure(f"the source embedded in the snapshot cannot be run ({error!r:.300})") from error
+        raise NetworkError(f"the source embedded in the snapshot cannot be run ({error!r:.300})") from error
     finally:
         for name, old in before.items():
             if old is None:
@@ -162,7 +162,7 @@ def _execute(source: str) -> dict[str, Any]:
                 sys.modules[name] = old
     missing = [name for name in ("Precond", "torch", *FUNCTIONS) if name not in module.__dict__]
     if missing:
-        raise ReferenceFailure(f"the source embedded in the snapshot has no {', '.join(missing)}; use torch_ref")
+        raise NetworkError(f"the source embedded in the snapshot has no {', '.join(missing)}; use torch_ref")
     return module.__dict__
 
 

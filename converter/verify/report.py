@@ -6,7 +6,8 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     guilty        [{scope, operation, what, why}]: blocks to blame, in the order of computation
     checks        {NAME: {verdict, count, failed, worst}}: worst is the measurement closest to its limit or beyond it
     parameters    {count, values, different: [{name, why}]}, or null
-    tree          [{scope, guilty, worst: {isolated, accumulated}, operations: [{operation, what, isolated, accumulated}]}]
+    tree          [{scope, guilty, worst: {isolated, accumulated},
+                  operations: [{operation, what, isolated, accumulated}]}]
     measurements  {forward, gradients, trajectory: [measurement]}
     measurement   {kind (isolated, accumulated, compiled, gradient, step, trajectory), case, name, error, torch_error,
                   limit, scale, cosine, elementwise, size, agrees, failure}; size: root mean square of the truth
@@ -132,7 +133,7 @@ def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str,
             found[key] = m
     blamed = {g.scope: g.operation for g in outcome.guilty}
     for scope, operations in scopes(EDM2Config(**outcome.truth["config"])).items():
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"operation": o, "what": OPERATIONS[o]}
             | {kind: found.get((f"{scope}/{o}", kind)) for kind in ("isolated", "accumulated")}
             for o in operations

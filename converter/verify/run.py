@@ -56,7 +56,7 @@ class Options:
 
     snapshot: Path | None = None
     checkpoint: Path | None = None
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     device: str = "auto"
     reference: str = "torch_ref"
     truth: Path | None = None
@@ -247,7 +247,7 @@ def _unsure(truth: Truth, switches, tolerance: Tolerance, findings) -> Iterator[
             yield problem
     if truth.facts["not_finite"]:
         names = truth.facts["not_finite"]
-        yield f"the truth is not finite at {names[0]} and {len(names) - 1} other places: PyTorch in float64 cannot say what is right"
+        yield f"the truth is not finite at {names[0]} and {len(names) - 1} other places: it cannot say what is right"
     repeat = truth.facts["repeat"]
     if repeat is not None and repeat > tolerance.isolated:
         yield f"the reference is not repeatable: two runs of PyTorch differ by {repeat:.1e}"

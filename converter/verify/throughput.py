@@ -8,13 +8,12 @@ all. The workers are this file:
 
 import contextlib
 import json
-import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from jax_edm2.config import EDM2Config
 
 WAYS = {"torch": ("PyTorch eager", "PyTorch torch.compile"), "jax": ("JAX as loaded", "JAX folded")}
 ROUNDS = 5
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def multiply_accumulates(config: EDM2Config) -> int:
 
 
 def measure(
-    config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, steps: int, progress
+    config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, steps: int, progress: Progress
 ) -> dict[str, Any]:
     """Time every way. Returns {"batch", "ways": {way: figures or {"unavailable": why}}}."""
     ways: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def measure(
             for worker, way in running:
                 times[way].append(worker.ask(way)["seconds"])
         flop = 2 * multiply_accumulates(config) * batch
-        for worker, way in running:
+        for _, way in running:
             seconds = statistics.median(times[way])
             ways[way] = {
                 "first_seconds": ways[way]["seconds"],
@@ -84,15 +84,15 @@ def measure(
     return {"batch": batch, "steps": steps, "rounds": ROUNDS, "ways": ways, "memory": memory}
 
 
-def sweep(config, snapshot, precision, device, steps, progress) -> list[dict[str, Any]]:
+def sweep(
+    config: EDM2Config, snapshot: str, precision: str, device: str, steps: int, progress: Progress
+) -> list[dict[str, Any]]:
     """`measure` for batches of 1, 2, 4, ... until memory ends."""
     results: list[dict[str, Any]] = []
     batch = 1
     while True:
         try:
-            found = measure(
-                config, snapshot, batch, precision, device, steps, lambda s, b=batch: progress(f"batch {b}: {s}")
-            )
+            found = measure(config, snapshot, batch, precision, device, steps, progress)
         except WorkerDied as error:
             return [*results, {"batch": batch, "ended": str(error)}]
         results.append(found)
@@ -115,7 +115,7 @@ def _memory() -> int:
     return 2**62
 
 
-class WorkerDied(ConverterError):
+class WorkerDied(ConverterError):  # noqa: N818
     """A throughput worker that ended by itself, for want of memory most likely."""
 
 

@@ -10,7 +10,6 @@ A zip archive of .npy members (numpy.load reads it like any .npz) and one JSON m
     gradient/NAME, step/NAME, ema/NAME   float32 (rounded once), of every parameter; gradient/input besides
 """
 
-import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -46,7 +45,7 @@ class TruthWriter:
         array = np.asarray(value, order="C")
         with self._zip.open(f"{key}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
-            member.write(memoryview(array.reshape(-1)).cast("B"))  # write_array would copy it in small pieces
+            member.write(array.reshape(-1).view(np.uint8).data)  # write_array would copy it in small pieces
 
     def __getitem__(self, key: str) -> np.ndarray:
         return _read(self._zip, key)
@@ -72,8 +71,7 @@ class Truth:
         if self.facts.get("schema") != SCHEMA:
             raise TruthError(f"{path}: has schema {self.facts.get('schema')!r}, not {SCHEMA!r}; make it again")
         self.path = path
-        fields = {f.name: self.facts["plan"][f.name] for f in dataclasses.fields(Plan)}
-        self.plan = Plan(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        self.plan = Plan.from_json(self.facts["plan"])
         self.config = EDM2Config(**self.facts["config"])
 
     def __enter__(self):
