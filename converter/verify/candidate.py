@@ -66,6 +66,7 @@ class Candidate:
         self.net, self.variables, self.config = net, variables, config
         self.tapped = TappedNetwork(net, variables, config)
         self._compiled: dict[Any, Any] = {}
+        self._trajectory: list[np.ndarray] | None = None
 
         def denoise(variables, x, sigma, labels):
             return net.apply(variables, x, sigma, labels, return_logvar=True)
@@ -87,25 +88,39 @@ class Candidate:
         return self._call("differentiate", variables, case.images, case.sigma, case.noise, case.labels)
 
     def _call(self, name, *arguments):
-        function = self._functions[name]
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return function(*arguments)
-        shapes = str(jax.tree_util.tree_map(lambda a: (a.shape, a.dtype), arguments[1:]))
-        if (name, shapes) not in self._compiled:
-            self._compiled[name, shapes] = function.lower(*arguments).compile()
-        return self._compiled[name, shapes](*arguments)
+            return self._functions[name](*arguments)
+        return self._compile(name, *arguments)(*arguments)
+
+    def _compile(self, name, *arguments):
+        key = name, str(jax.tree_util.tree_map(jnp.shape, arguments[1:]))
+        if key not in self._compiled:
+            self._compiled[key] = self._functions[name].lower(*arguments).compile()
+        return self._compiled[key]
+
+    def trajectory(self, plan: Plan) -> list[np.ndarray]:
+        """The states [1, C, H, W] of the Heun sampler, one for each noise level; computed once."""
+        if self._trajectory is None:
+            noise, labels = trajectory_start(self.config, plan.seeds[0])
+
+            def denoise(x, sigma):
+                return self.denoise(x, np.asarray([sigma], np.float32), labels)[0]
+
+            states = heun_states(denoise, jnp.asarray(noise), noise_levels(plan.steps))
+            self._trajectory = [np.asarray(x, np.float64) for x in states]
+        return self._trajectory
 
     def prepare(self, plan: Plan):
-        """Compile what the plan's checks will need, while somebody else computes the truth."""
+        """Compile what the plan's checks need, and compute what needs no truth, while somebody else computes that."""
         case = make_case(self.config, plan, plan.seeds[0])
         if "forward" in plan.checks:
+            self._compile("denoise", self.variables, case.x, case.sigma, case.labels)
             self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
-            self.denoise(case.x, case.sigma, case.labels)
         if "gradients" in plan.checks:
-            self.differentiate(self.variables, case.first(STEP_BATCH))
+            few = case.first(STEP_BATCH)
+            self._compile("differentiate", self.variables, few.images, few.sigma, few.noise, few.labels)
         if "trajectory" in plan.checks:
-            noise, labels = trajectory_start(self.config, plan.seeds[0])
-            self.denoise(noise, case.sigma[:1], labels)
+            self.trajectory(plan)
 
 
 def examine(
@@ -313,19 +328,13 @@ class _Examination:
     # Trajectory
 
     def trajectory(self):
-        noise, labels = trajectory_start(self.config, self.plan.seeds[0])
         sigmas = noise_levels(self.plan.steps)
-
-        def denoise(x, sigma):
-            return self.candidate.denoise(x, np.asarray([sigma], np.float32), labels)[0]
-
         exact, errors = self.truth["trajectory"], self.errors["trajectory"]
-        for i, x in enumerate(heun_states(denoise, jnp.asarray(noise), sigmas)):
-            found = difference(np.asarray(x, np.float64), exact[i])
-            self.findings.trajectory.append(
-                judge("trajectory", "", f"sigma {sigmas[i]:.4g}", found, errors[i], self.tolerance)
-            )
-        self.findings.facts["psnr"] = psnr(np.asarray(x, np.float64), exact[-1])
+        for i, x in enumerate(self.candidate.trajectory(self.plan)):
+            name = f"sigma {sigmas[i]:.4g}"
+            found = difference(x, exact[i])
+            self.findings.trajectory.append(judge("trajectory", "", name, found, errors[i], self.tolerance))
+        self.findings.facts["psnr"] = psnr(x, exact[-1])
         self.findings.facts["sigmas"] = sigmas
 
 

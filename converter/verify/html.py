@@ -160,7 +160,11 @@ def _tree(report: dict[str, Any]) -> str:
             return ""
         fine = all(m["agrees"] for m in marks)
         state = "guilty" if row["guilty"] else "" if fine else "good by itself, but fed with something bad"
-        cells = "".join(f"{kind} {number(m['error']) if m else '-':>8}   " for kind, m in row["worst"].items())
+        cells = "".join(
+            f"{kind}: JAX {number(m['error']):>7}, PyTorch {number(m['torch_error']):>7}   "
+            for kind, m in row["worst"].items()
+            if m
+        )
         opened = " open" if row["guilty"] else ""
         operations = _table(
             ("", "operation", "", "isolated: JAX", "PyTorch", "allowed", "accumulated: JAX", "PyTorch", "allowed"),
@@ -171,7 +175,7 @@ def _tree(report: dict[str, Any]) -> str:
             f'<details{opened}><summary class="mono">{_mark(fine)} {escape(row["scope"]):<28} {cells}'
             f'<span class="wrong">{state}</span></summary>{operations}</details>'
         )
-    return "".join(parts)
+    return "<p>Open a block to see its operations. The errors are the largest in it.</p>" + "".join(parts)
 
 
 def _operation(o: dict[str, Any]) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 1080, 300
-LEFT, RIGHT, TOP = 58, 12, 14
+LEFT, RIGHT, TOP = 58, 12, 32
+DECADES = 4  # at most: smaller errors are drawn at the bottom
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ def log_plot(
     values = [error for s in series for error, _ in s.points if error]
     if not values:
         return "<p>nothing was measured</p>"
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    high = max(high, low + 1)
+    high = math.ceil(math.log10(max(values)))
+    low = min(high - 1, max(math.floor(math.log10(min(values))), high - DECADES))
     count = max(len(s.points) for s in series)
     bottom = HEIGHT - (100 if len(groups) > 1 else 30)
     step = (WIDTH - LEFT - RIGHT) / count
@@ -50,18 +51,15 @@ def log_plot(
     for name, size in groups:
         edge, middle = LEFT + start * step, LEFT + (start + size / 2) * step
         parts.append(f'<line class="grid" x1="{edge:.1f}" x2="{edge:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        if len(groups) > 1:
-            at = f"{middle + 3:.1f} {bottom + 10}"
-            parts.append(
-                f'<text class="axis" text-anchor="end" transform="translate({at}) rotate(-55)">{escape(name)}</text>'
-            )
+        if len(groups) == 1:
+            place = f'text-anchor="middle" transform="translate({middle:.1f} {bottom + 22})"'
         else:
-            parts.append(
-                f'<text class="axis" x="{middle:.1f}" y="{bottom + 22}" text-anchor="middle">{escape(name)}</text>'
-            )
+            place = f'text-anchor="end" transform="translate({middle + 3:.1f} {bottom + 10}) rotate(-55)"'
+        if size * step > 9:  # else there is no room
+            parts.append(f'<text class="axis" {place}>{escape(name)}</text>')
         start += size
     for s in series:
-        shown = [(x(i), y(error), text) for i, (error, text) in enumerate(s.points) if error]
+        shown = [(x(i), y(error), text) for i, (error, text) in enumerate(s.points) if error is not None]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b, _ in shown)
         parts.append(f'<polyline class="{s.style}" points="{path}"/>')
         if s.style != "limit":
@@ -71,7 +69,7 @@ def log_plot(
             ]
     legend = LEFT + 10
     for s in series:
-        parts.append(f'<line class="{s.style}" x1="{legend}" x2="{legend + 22}" y1="{TOP + 10}" y2="{TOP + 10}"/>')
-        parts.append(f'<text class="axis" x="{legend + 28}" y="{TOP + 14}">{escape(s.name)}</text>')
+        parts.append(f'<line class="{s.style}" x1="{legend}" x2="{legend + 22}" y1="12" y2="12"/>')
+        parts.append(f'<text class="axis" x="{legend + 28}" y="16">{escape(s.name)}</text>')
         legend += 50 + 7 * len(s.name)
     return "".join([*parts, "</svg>"])
