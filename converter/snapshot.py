@@ -1,6 +1,7 @@
 """The meaning of a snapshot file: configuration, tensors, encoder and training noise, all checked."""
 
 import dataclasses
+import hashlib
 import os
 import re
 import stat
@@ -56,6 +57,10 @@ class Snapshot:
     encoder: Encoder | None
     loss: Loss | None
     source: str  # the network's embedded source code: text, never executed
+
+    @property
+    def source_hash(self) -> str:
+        return f"sha256:{hashlib.sha256(self.source.encode()).hexdigest()}"
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The little-endian bytes of a tensor, at most CHUNK at a time, each valid until the next is asked for."""

@@ -199,7 +199,7 @@ def test_throughput_of_digits(digits_pkl, monkeypatch):
     monkeypatch.setattr(throughput, "ROUNDS", 2)
     monkeypatch.setattr(throughput, "WAYS", {"torch": ("PyTorch eager",), "jax": ("JAX as loaded", "JAX folded")})
     with read_snapshot(digits_pkl) as snapshot:
-        found = throughput.measure(snapshot.config, str(digits_pkl), 8, "float32", "cpu", 32, lambda stage: None)
+        found = throughput.measure(snapshot.config, str(digits_pkl), 8, "float32", "cpu", lambda stage: None)
     assert set(found["ways"]) == {"PyTorch eager", "JAX as loaded", "JAX folded"}
     for figures in found["ways"].values():
         assert figures["evaluations_per_second"] > 0
@@ -212,4 +212,4 @@ def test_a_worker_that_dies_is_an_error(digits_pkl, tmp_path):
     with read_snapshot(digits_pkl) as snapshot:
         config = snapshot.config
     with pytest.raises(throughput.WorkerDied, match="the torch process ended"):
-        throughput.measure(config, str(Path(tmp_path) / "none.pkl"), 1, "float32", "cpu", 32, lambda stage: None)
+        throughput.measure(config, str(Path(tmp_path) / "none.pkl"), 1, "float32", "cpu", lambda stage: None)

@@ -41,7 +41,7 @@ from converter.verify.cases import (
 from converter.verify.metrics import difference, gradient_norm
 from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
-from converter.verify.reference import Reference, as_float32, source_hash
+from converter.verify.reference import Reference, as_float32
 from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, before_clip, block_scope, boundaries
 from converter.verify.torch_taps import tapped
 from converter.verify.truth import TruthWriter
@@ -53,8 +53,6 @@ def compute(job: Job) -> dict[str, Any]:
     """Write the truth file of a job and return its facts. Raises: ConverterError, OSError."""
     started = time.perf_counter()
     switches = set_torch(job.plan.precision, job.device)
-    if job.threads:
-        torch.set_num_threads(job.threads)
     with read_snapshot(job.snapshot) as snapshot, TruthWriter(Path(job.output)) as truth:
         oracle = _Oracle(snapshot, job, truth)
         with oracle.reference.truth():
@@ -64,7 +62,7 @@ def compute(job: Job) -> dict[str, Any]:
         facts = {
             "plan": dataclasses.asdict(job.plan),
             "config": snapshot.config.to_json(),
-            "snapshot": {"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": source_hash(snapshot)},
+            "snapshot": {"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": snapshot.source_hash},
             "reference": job.reference,
             "parameters": _parameter_hashes(snapshot),
             "amplification": oracle.amplification,

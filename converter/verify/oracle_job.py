@@ -14,7 +14,6 @@ class Job:
     plan: Plan
     reference: str = "torch_ref"
     device: str = "cpu"  # of PyTorch in the precision that is judged; the truth is computed on the CPU
-    threads: int | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Job":

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -13,10 +12,10 @@ import torch
 
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot
+from converter.verify.taps import Enough
 from converter.verify.torch_taps import FUNCTIONS
 from torch_ref import network as torch_ref_network
 
-REFERENCES = ("torch_ref", "embedded")
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -86,7 +85,13 @@ class Reference:
                 raise NetworkError(f"NVlabs' own code does not compute in {precision} on {self.device.type}")
         elif not self.raised:
             kwargs["dtype"] = DTYPES[precision]
-        return self.net(put(x), put(sigma), put(labels), **kwargs)
+        try:
+            return self.net(put(x), put(sigma), put(labels), **kwargs)
+        except (Enough, ConverterError, OSError):  # from those who look on
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise NetworkError(f"{self._snapshot.path}: the {self._kind} network cannot be run ({why:.300})") from error
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
@@ -137,10 +142,6 @@ class _Float64Torch(types.ModuleType):
 
 
 # The source inside a snapshot
-
-
-def source_hash(snapshot: Snapshot) -> str:
-    return f"sha256:{hashlib.sha256(snapshot.source.encode()).hexdigest()}"
 
 
 def _execute(source: str) -> dict[str, Any]:

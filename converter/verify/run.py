@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -103,13 +104,18 @@ def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = l
         process.kill()
         process.wait()
         raise
+    if process.returncode < 0 and process.returncode != -signal.SIGINT:
+        raise VerifyError(
+            f"the PyTorch process was ended by signal {-process.returncode}, for want of memory most likely: "
+            "try a smaller --batch, or fewer --checks"
+        )
     if process.returncode:
         raise ProcessFailed(INTERRUPTED if process.returncode < 0 else process.returncode)
 
 
 def torch_device(options: Options) -> str:
     """Of PyTorch in the precision that is judged: cuda where JAX may use a GPU and PyTorch sees one."""
-    if options.device == "cpu":
+    if options.device == "cpu" or not Path("/dev/nvidiactl").exists():
         return "cpu"
     code = "import torch; print(torch.cuda.is_available())"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
@@ -277,5 +283,5 @@ def _throughput(options: Options, snapshot: Snapshot, progress: Progress) -> lis
 
     plan, path = options.plan, str(snapshot.path)
     if options.sweep:
-        return throughput.sweep(snapshot.config, path, plan.precision, options.device, plan.steps, progress)
-    return [throughput.measure(snapshot.config, path, plan.batch, plan.precision, options.device, plan.steps, progress)]
+        return throughput.sweep(snapshot.config, path, plan.precision, options.device, progress)
+    return [throughput.measure(snapshot.config, path, plan.batch, plan.precision, options.device, progress)]

@@ -23,6 +23,7 @@ from jax_edm2.config import EDM2Config
 
 WAYS = {"torch": ("PyTorch eager", "PyTorch torch.compile"), "jax": ("JAX as loaded", "JAX folded")}
 ROUNDS = 5
+STEPS = 32  # of the Heun sampler, for images per second
 Progress = Callable[[str], None]
 
 
@@ -52,7 +53,7 @@ def multiply_accumulates(config: EDM2Config) -> int:
 
 
 def measure(
-    config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, steps: int, progress: Progress
+    config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, progress: Progress
 ) -> dict[str, Any]:
     """Time every way. Returns {"batch", "ways": {way: figures or {"unavailable": why}}}."""
     ways: dict[str, Any] = {}
@@ -76,23 +77,21 @@ def measure(
             ways[way] = {
                 "first_seconds": ways[way]["seconds"],
                 "evaluations_per_second": 1 / seconds,
-                "images_per_second": batch / seconds / (2 * steps - 1),
+                "images_per_second": batch / seconds / (2 * STEPS - 1),
                 "flop_per_second": flop / seconds,
                 "spread": (max(times[way]) - min(times[way])) / seconds,
             }
         memory = {f: worker.ask("memory") for f, worker in workers.items()}
-    return {"batch": batch, "steps": steps, "rounds": ROUNDS, "ways": ways, "memory": memory}
+    return {"batch": batch, "steps": STEPS, "rounds": ROUNDS, "ways": ways, "memory": memory}
 
 
-def sweep(
-    config: EDM2Config, snapshot: str, precision: str, device: str, steps: int, progress: Progress
-) -> list[dict[str, Any]]:
+def sweep(config: EDM2Config, snapshot: str, precision: str, device: str, progress: Progress) -> list[dict[str, Any]]:
     """`measure` for batches of 1, 2, 4, ... until memory ends."""
     results: list[dict[str, Any]] = []
     batch = 1
     while True:
         try:
-            found = measure(config, snapshot, batch, precision, device, steps, progress)
+            found = measure(config, snapshot, batch, precision, device, progress)
         except WorkerDied as error:
             return [*results, {"batch": batch, "ended": str(error)}]
         results.append(found)
