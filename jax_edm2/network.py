@@ -155,8 +155,10 @@ class Block(Tapped):
         y = self.attn_qkv(x).reshape(n, heads, c // heads, 3, h, w).reshape(n, heads, c // heads, 3, h * w)
         y = self.tap("qkv_norm", normalize(y, axis=2))
         q, k, v = (y[:, :, :, i] for i in range(3))  # each [N, heads, C / heads, H W]
-        logits = jnp.einsum("nhcq,nhck->nhqk", q, k / math.sqrt(c // heads))
-        y = jnp.einsum("nhqk,nhck->nhcq", nn.softmax(logits, axis=3), v)
+        full = wide(x.dtype)
+        logits = jnp.einsum("nhcq,nhck->nhqk", q, (k.astype(full) / math.sqrt(c // heads)).astype(k.dtype))
+        weights = nn.softmax(logits.astype(full), axis=3).astype(v.dtype)
+        y = jnp.einsum("nhqk,nhck->nhcq", weights, v)
         return self.attn_proj(self.tap("attention", y.reshape(n, heads, c // heads, h, w).reshape(x.shape)))
 
 

@@ -223,7 +223,7 @@ def _start_jax(options: Options):
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(options.device, options.device))
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX raises either
         text = " ".join(str(error).split())
         raise VerifyError(f"JAX finds no {options.device} here ({text:.200}); try --device cpu") from None
 

@@ -139,7 +139,7 @@ def xla_flags(precision: str, device: str) -> list[str]:
     """The flags that a run wants beside what XLA_FLAGS says already; to be set before JAX starts."""
     flags = []
     if precision in ("float16", "bfloat16"):
-        flags += ["--xla_allow_excess_precision=false", "--xla_cpu_strict_dot_conv_math=true"]
+        flags.append("--xla_allow_excess_precision=false")
     if device == "gpu" or (device == "auto" and Path("/dev/nvidiactl").exists()):
         flags.append("--xla_gpu_deterministic_ops=true")
     return [flag for flag in flags if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]

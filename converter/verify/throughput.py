@@ -174,8 +174,8 @@ def _torch_ways(job: Job):
     torch.backends.cudnn.deterministic = False
     with read_snapshot(job.snapshot) as snapshot:
         reference = Reference(snapshot, "torch_ref", device)
+        reference.lower()
         case = make_case(snapshot.config, Plan(batch=job.batch), 0)
-    reference.lower()
     put = lambda value: None if value is None else torch.from_numpy(value).to(device)  # noqa: E731
     arguments = put(case.x), put(case.sigma), put(case.labels)
 

@@ -27,6 +27,7 @@ class Tolerance:
     gradient: float
     trajectory: float
     ceiling: float = 10.0  # in floors: a bad reference must not excuse a bad candidate
+    gradient_ceiling: float = 500.0  # gradients through a norm over few elements nearly cancel, in both frameworks
 
     def floor(self, kind: str) -> float:
         return {
@@ -38,10 +39,13 @@ class Tolerance:
             "trajectory": self.trajectory,
         }[kind]
 
+    def highest(self, kind: str) -> float:
+        """What no error of PyTorch's may raise the limit above."""
+        return self.floor(kind) * (self.gradient_ceiling if kind in ("gradient", "step") else self.ceiling)
+
     def limit(self, kind: str, torch_error: float) -> float:
-        floor = self.floor(kind)
         scaled = self.k * torch_error if math.isfinite(torch_error) else 0.0
-        return min(max(scaled, floor), self.ceiling * floor)
+        return min(max(scaled, self.floor(kind)), self.highest(kind))
 
 
 TOLERANCES = {
