@@ -32,7 +32,7 @@ def records(tmp_path_factory):
     """Reports on the correct network and on one with a fault."""
     laboratory = Laboratory(tmp_path_factory.mktemp("html"))
     fault = next(fault for fault in NETWORK if fault.name == "softmax over queries")
-    good = laboratory.examine(None, ("parameters", "forward", "gradients", "trajectory"))
+    good = laboratory.examine(None, ("parameters", "forward", "trajectory"))
     bad = laboratory.examine(fault, ("parameters", "forward", "trajectory"))
     return {"agrees": to_json(good), "disagrees": to_json(bad)}
 
