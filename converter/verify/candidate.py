@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.snapshot import Snapshot
 from converter.verify.cases import (
@@ -214,7 +215,7 @@ class _Examination:
         """What JAX raises in the body is a finding, not an end."""
         try:
             yield
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, ConverterError):
             raise
         except Exception as error:
             text = " ".join(str(error).split())
@@ -274,7 +275,7 @@ class _Examination:
         amplify = self.truth.facts["amplification"].get(case, {}) if isolated else {}
         try:
             self.candidate.tapped(*arguments, visit, amplify)
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, ConverterError):
             raise
         except Exception as error:
             text = " ".join(str(error).split())
@@ -355,7 +356,7 @@ def _training_step(parameter, gradient, size: float):
 def _numpy(value) -> tuple[np.ndarray, str]:
     if isinstance(value, Twofold):
         return np.asarray(value.hi, np.float64) + np.asarray(value.lo, np.float64), str(value.hi.dtype)
-    return np.asarray(value, np.float64), str(value.dtype)
+    return np.asarray(value), str(value.dtype)
 
 
 def _like(exact: np.ndarray, value):
