@@ -1,6 +1,6 @@
 """Does edm2-verify ever cry wolf? Correct conversions of random networks, all checks, and how near any came to a limit.
 
-    python -m tests.verify_survey --examples 200        # about 15 s each on two cores
+    python -m tests.verify_survey --examples 200        # about 20 s each on two cores, most of it compiling
 
 Configurations vary every option, seeds vary weights and inputs; nothing is at fault, so anything but `agrees` is.
 """
@@ -47,10 +47,15 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.verify_survey", description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checks", default=",".join(Plan().checks), help="default: %(default)s")
+    parser.add_argument("--inputs", type=int, default=1, help="batches of inputs for each network; default: 1")
     args = parser.parse_args()
     nearest = defaultdict(list)
     wolves = []
     started = time.perf_counter()
+
+    def plan(number):
+        return Plan(tuple(args.checks.split(",")), tuple(range(number, number + args.inputs)), steps=6)
 
     @seed(args.seed)
     @settings(
@@ -63,7 +68,7 @@ def main():
     @given(kwargs=configs(), number=st.integers(0, 2**20))
     def one(kwargs, number):
         with tempfile.TemporaryDirectory() as folder:
-            outcome = verify_random(kwargs, number, Path(folder), Plan(seeds=(number,), steps=6))
+            outcome = verify_random(kwargs, number, Path(folder), plan(number))
         if outcome.verdict != "agrees":
             wolves.append((kwargs, number, outcome.verdict, outcome.reasons))
             print(f"WOLF {outcome.verdict}: {outcome.reasons}\n     seed {number}, {kwargs}", flush=True)

@@ -182,7 +182,7 @@ def check_lines(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             text = f"{check['count'] - check['failed']} of {check['count']} agree"
             if worst := check["worst"]:
                 error = f"JAX {number(worst['error'])} of {number(worst['limit'])}"
-                text += f"; nearest to its limit: {error} (PyTorch {number(worst['torch_error'])})"
+                text += f"; worst: {error} allowed (PyTorch {number(worst['torch_error'])})"
         if name == "trajectory" and report["trajectory"] and report["trajectory"]["psnr"]:
             text += f"; {report['trajectory']['psnr']:.0f} dB"
         yield name, check["verdict"], text
