@@ -18,6 +18,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 h1 { font-size: 26px; margin: 0 } h2 { font-size: 18px; margin: 34px 0 6px }
 p { margin: 6px 0; max-width: 92ch } code, pre, td.n, .mono { font-family: ui-monospace, monospace; font-size: 13px }
 .verdict { border-left: 10px solid; padding: 12px 18px; background: var(--card); border-radius: 4px }
+.verdict p { max-width: none }
 .agrees { border-color: var(--good) } .disagrees { border-color: var(--bad) }
 .inconclusive { border-color: var(--unsure) }
 .agrees h1 { color: var(--good) } .disagrees h1 { color: var(--bad) } .inconclusive h1 { color: var(--unsure) }

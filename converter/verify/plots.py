@@ -7,7 +7,6 @@ from html import escape
 
 WIDTH, HEIGHT = 1080, 300
 LEFT, RIGHT, TOP = 58, 12, 32
-DECADES = 4  # at most: smaller errors are drawn at the bottom
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,11 @@ def log_plot(
     series: Sequence[Series], groups: Sequence[tuple[str, int]], bad: Sequence[int] = (), label: str = ""
 ) -> str:
     """An SVG element. groups: (name, number of x values) along the axis. bad: indices of x to mark."""
-    values = [error for s in series for error, _ in s.points if error]
+    values = sorted(error for s in series for error, _ in s.points if error)
     if not values:
         return "<p>nothing was measured</p>"
-    high = math.ceil(math.log10(max(values)))
-    low = min(high - 1, max(math.floor(math.log10(min(values))), high - DECADES))
+    high = math.ceil(math.log10(values[-1]))
+    low = min(high - 1, math.floor(math.log10(values[len(values) // 50])))  # the smallest are drawn at the bottom
     count = max(len(s.points) for s in series)
     bottom = HEIGHT - (100 if len(groups) > 1 else 30)
     step = (WIDTH - LEFT - RIGHT) / count
