@@ -254,6 +254,21 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
     fails(digits_pkl, "--report", digits_pkl / "x", text="Not a directory")
 
 
+def test_throughput_alone_claims_no_agreement(digits_pkl, monkeypatch):
+    from click.testing import CliRunner
+
+    from converter.cli.verify import edm2_verify
+    from converter.verify import throughput
+
+    monkeypatch.setattr(throughput, "WAYS", {"jax": ("JAX as loaded",)})
+    arguments = [str(digits_pkl), "--checks", "throughput", "--device", "cpu"]
+    result = CliRunner().invoke(edm2_verify, arguments, standalone_mode=False)
+    assert result.return_value == 0, result
+    assert "MEASURED: speed was measured, agreement was not." in result.stdout
+    assert "agree" not in result.stdout.replace("agreement was not", "")
+    assert "JAX as loaded" in result.stdout
+
+
 def test_help_is_complete():
     text = run("--help").stdout
     assert "Examples:" in text

@@ -2,7 +2,8 @@
 
 Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth| / |truth| (Euclidean norms).
 
-    schema, verdict (agrees, disagrees, inconclusive), exit_code, headline, reasons [text], warnings [text]
+    schema, verdict (agrees, disagrees, inconclusive; measured: throughput alone), exit_code, headline,
+    reasons [text], warnings [text]
     guilty        [{scope, operation, what, why}]: blocks to blame, in the order of computation
     checks        {NAME: {verdict, count, failed, worst}}: worst is the measurement closest to its limit or beyond it
     parameters    {count, values, different: [{name, why}]}, or null
@@ -24,7 +25,7 @@ from typing import Any
 
 from converter.verify.run import Outcome
 from converter.verify.taps import OPERATIONS, scopes
-from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, Measurement
+from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
 from jax_edm2 import __version__
 from jax_edm2.config import EDM2Config
 
@@ -33,6 +34,7 @@ HEADLINES = {
     AGREES: "JAX computes what PyTorch computes",
     DISAGREES: "JAX does not compute what PyTorch computes",
     INCONCLUSIVE: "nothing can be concluded",
+    MEASURED: "speed was measured, agreement was not",
 }
 WORST = 10
 

@@ -23,6 +23,7 @@ from converter.verify.verdict import (
     DISAGREES,
     EXIT_CODES,
     INCONCLUSIVE,
+    MEASURED,
     TOLERANCES,
     Guilty,
     Measurement,
@@ -196,6 +197,8 @@ def judge(
     unsure = list(_unsure(truth, switches, tolerance, findings))
     certain = bool(findings.parameters or differences)  # no precision switch excuses these
     verdict = DISAGREES if certain or (wrong and not unsure) else INCONCLUSIVE if unsure else AGREES
+    if plan.checks == ("throughput",):
+        verdict = MEASURED
     return Outcome(
         verdict=verdict,
         reasons=wrong + unsure if verdict == DISAGREES else unsure + wrong,
