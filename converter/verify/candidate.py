@@ -348,8 +348,9 @@ def _training_step(parameter, gradient, size: float):
     moments = start[0]._replace(
         count=jnp.asarray(STEPS_BEFORE, jnp.int32), nu=jnp.full_like(parameter, np.float32(size**2))
     )
-    update, _ = adam.update(gradient, (moments, *start[1:]), parameter)
-    new = optax.apply_updates(parameter, update)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and int32
+        update, _ = adam.update(gradient, (moments, *start[1:]), parameter)
+        new = optax.apply_updates(parameter, update)
     return new, update_average(parameter, new, images_seen=IMAGES_SEEN, batch_size=IMAGES_PER_STEP, std=EMA_STD)
 
 
