@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -267,6 +269,22 @@ def test_throughput_alone_claims_no_agreement(digits_pkl, monkeypatch):
     assert "MEASURED: speed was measured, agreement was not." in result.stdout
     assert "agree" not in result.stdout.replace("agreement was not", "")
     assert "JAX as loaded" in result.stdout
+
+
+def test_interrupted(digits_pkl, tmp_path):
+    """Ctrl-C, which the terminal sends to both processes, while PyTorch computes and JAX compiles."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # pytest's children may ignore it
+    command = [sys.executable, "-c", f"{code}; from converter.cli.verify import main; main()", str(digits_pkl), *QUICK]
+    environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("edm2-verify-*/truth.npz")):  # the oracle has begun
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "edm2-verify: interrupted"
+    assert not list(tmp_path.glob("edm2-verify-*"))
 
 
 def test_help_is_complete():

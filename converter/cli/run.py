@@ -33,7 +33,8 @@ def run(command: click.Command) -> NoReturn:
         _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{name}: interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # at once: JAX crashes if Python is taken down while it compiles
 
 
 def _fail(name: str, message: str) -> NoReturn:
