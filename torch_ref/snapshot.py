@@ -51,6 +51,13 @@ def container_modules():
     for item in (EasyDict, _reconstruct_persistent_obj):
         modules[item.__module__] = types.ModuleType(item.__module__)
         setattr(modules[item.__module__], item.__name__, item)
+    with installed(modules):
+        yield
+
+
+@contextlib.contextmanager
+def installed(modules):
+    """While open, `modules`, by name, are what import statements find; then what was there before."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

@@ -15,6 +15,7 @@ from converter.snapshot import Snapshot
 from converter.verify.taps import Enough
 from converter.verify.torch_taps import FUNCTIONS
 from torch_ref import network as torch_ref_network
+from torch_ref.snapshot import installed
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -147,20 +148,12 @@ class _Float64Torch(types.ModuleType):
 def _execute(source: str) -> dict[str, Any]:
     """Run the source code of a snapshot's network and return its globals. This runs code of the snapshot's author."""
     module = types.ModuleType("edm2_embedded_source")
-    stand_ins = _stand_ins()
-    before = {name: sys.modules.get(name) for name in stand_ins}
-    sys.modules.update(stand_ins)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(source, "<source embedded in the snapshot>", "exec"), module.__dict__)
+        with installed(_stand_ins()):
+            exec(compile(source, "<source embedded in the snapshot>", "exec"), module.__dict__)
     except Exception as error:
         raise NetworkError(f"the source embedded in the snapshot cannot be run ({error!r:.300})") from error
-    finally:
-        for name, old in before.items():
-            if old is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = old
     missing = [name for name in ("Precond", "torch", *FUNCTIONS) if name not in module.__dict__]
     if missing:
         raise NetworkError(f"the source embedded in the snapshot has no {', '.join(missing)}; use torch_ref")
