@@ -16,20 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.snapshot import Snapshot
-from converter.verify.cases import (
-    BETAS,
-    EMA_STD,
-    EPS,
-    IMAGES_PER_STEP,
-    IMAGES_SEEN,
-    LEARNING_RATE,
-    STEP_BATCH,
-    STEPS_BEFORE,
-    Case,
-    Plan,
-    make_case,
-    trajectory_start,
-)
+from converter.verify.cases import STEP, Case, Plan, make_case, trajectory_start
 from converter.verify.jax_taps import TappedNetwork
 from converter.verify.metrics import Difference, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
@@ -118,7 +105,7 @@ class Candidate:
             self._compile("denoise", self.variables, case.x, case.sigma, case.labels)
             self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
         if "gradients" in plan.checks:
-            few = case.first(STEP_BATCH)
+            few = case.first(STEP.batch)
             self._compile("differentiate", self.variables, few.images, few.sigma, few.noise, few.labels)
         if "trajectory" in plan.checks:
             self.trajectory(plan)
@@ -231,8 +218,10 @@ class _Examination:
         self._pass(name, "isolated", arguments)
         with self.crash(f"{name}: the compiled network"):
             denoised, logvar = self.candidate.denoise(*arguments)
-            self._judge_output(name, "denoised", denoised, outputs)
-            self._judge_output(name, "logvar", logvar, outputs)
+            for output, value in (("denoised", denoised), ("logvar", logvar)):
+                found = difference(np.asarray(value, np.float64), self.truth[f"{name}/{output}"])
+                error, condition = outputs[output]["error"], outputs[output]["condition"]
+                self._note("compiled", name, output, found, error, condition)
         if self.config.label_dim:
             with self.crash(f"{name}: class_labels=None"), contextlib.suppress(Enough):
                 self._unlabelled(f"{name} unlabelled", case)
@@ -249,10 +238,6 @@ class _Examination:
             return value
 
         self.candidate.tapped(case.x, case.sigma, None, visit)
-
-    def _judge_output(self, case, name, value, torch_errors):
-        found = difference(np.asarray(value, np.float64), self.truth[f"{case}/{name}"])
-        self.findings.forward.append(judge("compiled", case, name, found, torch_errors[name], self.tolerance))
 
     def _pass(self, case: str, kind: str, arguments: tuple[Any, Any, Any]):
         """One forward pass with every tap measured; the isolated one goes on with the truth after every block."""
@@ -297,15 +282,19 @@ class _Examination:
         array, dtype = _numpy(value)
         problem = None if dtype == reference["dtype"] else f"is {dtype}, in PyTorch {reference['dtype']}"
         found = difference(array, exact)
-        self.findings.forward.append(judge(kind, case, str(tap), found, reference["error"], self.tolerance, problem))
+        self._note(kind, case, str(tap), found, reference["error"], reference["condition"], problem)
 
     def _fail(self, kind, case, tap, problem):
-        self.findings.forward.append(judge(kind, case, str(tap), Difference(), math.nan, self.tolerance, problem))
+        self._note(kind, case, str(tap), Difference(), math.nan, 0.0, problem)
+
+    def _note(self, kind, case, name, found, torch_error, condition, problem=None):
+        measured = judge(kind, case, name, found, torch_error, self.tolerance, condition, problem)
+        self.findings.forward.append(measured)
 
     # Gradients and one training step
 
     def gradients(self):
-        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP_BATCH)
+        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP.batch)
         errors = self.errors["gradients"]
         variables = project_to_sphere(self.candidate.variables)
         loss, (gradients, by_input) = self.candidate.differentiate(variables, case)
@@ -343,15 +332,18 @@ class _Examination:
 
 def _training_step(parameter, gradient, size: float):
     """Adam's new value of a parameter, and its average after that."""
-    adam = optax.adam(LEARNING_RATE, *BETAS, eps=EPS)
+    adam = optax.adam(STEP.learning_rate, *STEP.betas, eps=STEP.eps)
     start = adam.init(parameter)
     moments = start[0]._replace(
-        count=jnp.asarray(STEPS_BEFORE, jnp.int32), nu=jnp.full_like(parameter, np.float32(size**2))
+        count=jnp.asarray(STEP.steps_before, jnp.int32), nu=jnp.full_like(parameter, np.float32(size**2))
     )
     with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and int32
         update, _ = adam.update(gradient, (moments, *start[1:]), parameter)
         new = optax.apply_updates(parameter, update)
-    return new, update_average(parameter, new, images_seen=IMAGES_SEEN, batch_size=IMAGES_PER_STEP, std=EMA_STD)
+    average = update_average(
+        parameter, new, images_seen=STEP.images_seen, batch_size=STEP.images_per_step, std=STEP.ema_std
+    )
+    return new, average
 
 
 def _numpy(value) -> tuple[np.ndarray, str]:

@@ -9,12 +9,6 @@ from jax_edm2.config import EDM2Config
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
 
-# The training step: NVlabs' Adam, ten steps on, its second moment the mean square of the true gradient (with none,
-# as in a first step, the update would be the gradient's sign, which rounding decides wherever it is small).
-STEP_BATCH = 2
-LEARNING_RATE, BETAS, EPS, STEPS_BEFORE = 0.01, (0.9, 0.99), 1e-8, 10
-IMAGES_SEEN, IMAGES_PER_STEP, EMA_STD = 20480, 2048, 0.1  # of the power-function average
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,6 +44,27 @@ class Case:
     def first(self, count: int) -> "Case":
         labels = None if self.labels is None else self.labels[:count]
         return Case(self.images[:count], self.noise[:count], self.sigma[:count], labels)
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """The step that both frameworks take: NVlabs' Adam and power-function average, some steps on.
+
+    Adam's second moment is the mean square of the true gradient: with none, as in a first step, the update would be the
+    gradient's sign, which rounding decides wherever it is small.
+    """
+
+    batch: int = 2
+    learning_rate: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    steps_before: int = 10
+    images_seen: int = 20480
+    images_per_step: int = 2048
+    ema_std: float = 0.1  # relative standard deviation of the average's profile
+
+
+STEP = TrainingStep()
 
 
 def make_case(config: EDM2Config, plan: Plan, seed: int) -> Case:

@@ -25,24 +25,23 @@ from tqdm import tqdm
 
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot, read_snapshot
-from converter.verify.cases import (
-    BETAS,
-    EMA_STD,
-    EPS,
-    IMAGES_PER_STEP,
-    IMAGES_SEEN,
-    LEARNING_RATE,
-    STEP_BATCH,
-    STEPS_BEFORE,
-    Case,
-    make_case,
-    trajectory_start,
-)
+from converter.verify.cases import STEP, Case, make_case, trajectory_start
+from converter.verify.conditioning import Disturbed
 from converter.verify.metrics import difference, gradient_norm
 from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
 from converter.verify.reference import Reference, as_float32
-from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, before_clip, block_scope, boundaries
+from converter.verify.taps import (
+    DENOISED,
+    EMBEDDED,
+    EMBEDDING,
+    LOG_VARIANCE,
+    Enough,
+    Tap,
+    before_clip,
+    block_scope,
+    boundaries,
+)
 from converter.verify.torch_taps import tapped
 from converter.verify.truth import TruthWriter
 from torch_ref.sampling import heun_states, noise_levels
@@ -87,9 +86,11 @@ class _Oracle:
         self.repeat: float | None = None  # largest relative difference between two runs of the reference
         self.amplification: dict[str, dict[str, float]] = {}  # by case and block
         self.not_finite: list[str] = []  # names of what is not finite in the truth
+        self.conditions: dict[str, dict[str, dict[str, float]]] = {}  # by case, kind and tap
         self.gradient_sizes: dict[str, float] = {}  # root mean square of every parameter's true gradient
-        self._blocks = self.config.architecture.encoder + self.config.architecture.decoder
-        total = 7 * len(self.plan.seeds) * ("forward" in self.plan.checks)
+        blocks = self.config.architecture.encoder + self.config.architecture.decoder
+        self._before_clip = {block_scope(spec): before_clip(spec) for spec in blocks}
+        total = 9 * len(self.plan.seeds) * ("forward" in self.plan.checks)
         total += 2 * ("gradients" in self.plan.checks)
         total += 2 * (2 * self.plan.steps - 1) * ("trajectory" in self.plan.checks)
         self._bar = tqdm(total=total, desc="PyTorch", unit="run", leave=False, disable=not sys.stderr.isatty())
@@ -157,11 +158,10 @@ class _Oracle:
 
     def _write_forward(self, name: str, case: Case):
         largest: dict[str, float] = {}
-        before = {block_scope(spec): before_clip(spec) for spec in self._blocks}
 
         def record(tap: Tap, value):
             self._keep(f"{name}/{tap}", value.numpy())
-            if before.get(tap.scope) == tap.operation:
+            if self._before_clip.get(tap.scope) == tap.operation:
                 largest[tap.scope] = float(value.abs().max())
             return value
 
@@ -170,6 +170,11 @@ class _Oracle:
         self._keep(f"{name}/logvar", logvar.numpy())
         if self.config.label_dim:
             self._embed(case, lambda tap, value: self._keep(f"{name} unlabelled/{tap}", value.numpy()))
+        self._write_amplified_clips(name, case, largest)
+        self.conditions[name] = self._conditions(name, case)
+
+    def _write_amplified_clips(self, name: str, case: Case, largest: dict[str, float]):
+        """The clip of every block, of values that are large enough. largest: magnitude before the clip, by block."""
         if self.config.clip_act is None:
             return
         # Nothing is ever clipped in most networks: multiply by a power of two (exact) until something is.
@@ -179,7 +184,7 @@ class _Oracle:
         }
 
         def clip(tap: Tap, value):
-            if before.get(tap.scope) == tap.operation:
+            if self._before_clip.get(tap.scope) == tap.operation:
                 return value * amplify[tap.scope]
             if tap.operation == "clip":
                 self._keep(f"{name}/{tap}.amplified", value.numpy())
@@ -188,32 +193,47 @@ class _Oracle:
 
         self._run(case, clip)
 
+    def _conditions(self, name: str, case: Case) -> dict[str, dict[str, float]]:
+        """The condition numbers of all taps, in the running network and with the truth before every block."""
+        boundary = boundaries(self.config)
+
+        def exact(tap):
+            return self.truth[f"{name}/{tap}"]
+
+        accumulated = Disturbed(exact)
+        isolated = Disturbed(exact, lambda tap, value: _like(exact(tap), value) if tap in boundary else value)
+        self._run(case, accumulated)
+        self._run(case, isolated)
+        return {"accumulated": accumulated.found, "isolated": isolated.found}
+
     def _compare_forward(self, name: str, case: Case):
         precision = self.plan.precision
-        before = {block_scope(spec): before_clip(spec) for spec in self._blocks}
         amplify = self.amplification.get(name, {})
         boundary = boundaries(self.config)
         accumulated: dict[str, Any] = {}
         isolated: dict[str, Any] = {}
 
-        def note(found, name, tap, value, suffix=""):
-            exact = self.truth[f"{name}/{tap}{suffix}"]
+        conditions = self.conditions[name]
+
+        def note(kind, found, case, tap, value, suffix=""):
+            exact = self.truth[f"{case}/{tap}{suffix}"]
             found[str(tap)] = {
                 "error": difference(_numpy(value), exact).error,
+                "condition": conditions[kind][str(tap)],
                 "dtype": str(value.dtype).removeprefix("torch."),
             }
             return exact
 
         def accumulate(tap, value):
-            note(accumulated, name, tap, value)
+            note("accumulated", accumulated, name, tap, value)
             return value
 
         def isolate(tap, value):
             if tap.operation == "clip":
-                note(isolated, name, tap, value, ".amplified")
+                note("isolated", isolated, name, tap, value, ".amplified")
                 return _like(self.truth[f"{name}/{tap}"], value)
-            exact = note(isolated, name, tap, value)
-            if before.get(tap.scope) == tap.operation:
+            exact = note("isolated", isolated, name, tap, value)
+            if self._before_clip.get(tap.scope) == tap.operation:
                 return value * amplify.get(tap.scope, 1.0)
             return _like(exact, value) if tap in boundary else value
 
@@ -224,13 +244,18 @@ class _Oracle:
         )
         self._run(case, isolate, precision)
         outputs = {
-            "denoised": difference(_numpy(first[0]), self.truth[f"{name}/denoised"]).error,
-            "logvar": difference(_numpy(first[1]), self.truth[f"{name}/logvar"]).error,
+            output: {
+                "error": difference(_numpy(value), self.truth[f"{name}/{output}"]).error,
+                "condition": conditions["accumulated"][str(tap)],
+            }
+            for output, value, tap in zip(("denoised", "logvar"), first, (DENOISED, LOG_VARIANCE), strict=True)
         }
         self.errors[name] = {"accumulated": accumulated, "isolated": isolated, "outputs": outputs}
         if self.config.label_dim:
             found: dict[str, Any] = {}
-            self._embed(case, lambda tap, value: note(found, f"{name} unlabelled", tap, value), precision)
+            self._embed(
+                case, lambda tap, value: note("accumulated", found, f"{name} unlabelled", tap, value), precision
+            )
             self.errors[f"{name} unlabelled"] = {"accumulated": found}
 
     # Trajectory
@@ -253,7 +278,7 @@ class _Oracle:
         keep(key, array) is given the gradient, the new value and the new average of every parameter.
         """
         net, normalize = self.reference.net, self.reference.namespace["normalize"]
-        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP_BATCH)
+        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP.batch)
         images, sigma = self._put(case.images), self._put(case.sigma[:, None, None, None])
         noise = self._put(case.noise).requires_grad_()
         with torch.no_grad():
@@ -269,15 +294,15 @@ class _Oracle:
             loss.backward()
         self._bar.update()
         keep("gradient/input", _numpy(noise.grad))
-        decay = (1 - IMAGES_PER_STEP / IMAGES_SEEN) ** (power_function_exponent(EMA_STD) + 1)
+        decay = (1 - STEP.images_per_step / STEP.images_seen) ** (power_function_exponent(STEP.ema_std) + 1)
         for name, parameter in net.named_parameters():  # one by one: Adam's state of all would double the memory
             gradient = parameter.grad
             keep(f"gradient/{name}", _numpy(gradient))
             self.gradient_sizes.setdefault(name, float(gradient.double().square().mean().sqrt()))
             average = parameter.detach().clone()
-            adam = torch.optim.Adam([parameter], lr=LEARNING_RATE, betas=BETAS, eps=EPS)
+            adam = torch.optim.Adam([parameter], lr=STEP.learning_rate, betas=STEP.betas, eps=STEP.eps)
             adam.state[parameter] = {
-                "step": torch.tensor(float(STEPS_BEFORE)),
+                "step": torch.tensor(float(STEP.steps_before)),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.full_like(parameter, self.gradient_sizes[name] ** 2),
             }

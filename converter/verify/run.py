@@ -264,7 +264,7 @@ def _unsure(truth: Truth, switches, tolerance: Tolerance, findings) -> Iterator[
         m
         for measurements in (findings.forward, findings.gradients, findings.trajectory)
         for m in measurements
-        if m.torch_error > tolerance.highest(m.kind)
+        if m.torch_error > max(tolerance.highest(m.kind), m.limit)
     ]
     if off:
         m = max(off, key=lambda m: m.torch_error)

@@ -57,6 +57,7 @@ class Tap:
 
 
 EMBEDDED = Tap(EMBEDDING, "emb_silu")
+DENOISED, LOG_VARIANCE = Tap(OUTPUT, "denoised"), Tap(LOGVAR, "logvar_linear")  # what the network returns
 
 
 class Enough(Exception):  # noqa: N818
