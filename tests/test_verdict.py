@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from converter.verify.conditioning import Disturbed
 from converter.verify.metrics import CHUNK, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDING, Tap, scopes, tap_of_parameter, taps
 from converter.verify.verdict import TOLERANCES, Guilty, guilty, judge
 from jax_edm2.config import EDM2Config
 from tests.faults import CONFIG
+from torch_ref.network import normalize
 
 STRICT = TOLERANCES["float32"]
 
@@ -69,12 +72,27 @@ def test_limits():
     assert STRICT.limit("isolated", 1.0) == pytest.approx(3e-5)  # the ceiling: a bad reference excuses nothing
     assert STRICT.limit("isolated", math.nan) == STRICT.limit("isolated", math.inf) == 3e-6
     assert STRICT.limit("accumulated", 0.0) == 6e-6
+    assert STRICT.limit("isolated", 0.0, 2.0) == 3e-6  # well conditioned: rounding explains less than the floor
+    assert STRICT.limit("isolated", 0.0, 100.0) == pytest.approx(8e-5)  # ill conditioned: rounding explains more
+    assert STRICT.limit("isolated", 0.0, math.nan) == 3e-6
+
+
+def test_the_condition_of_a_norm_of_one_channel_is_that_of_calculus():
+    x = torch.linspace(-1, 1, 4000, dtype=torch.float64)[:, None]  # some of it as near 0 as the norm's eps
+    y = normalize(x, dim=1)
+    taps = {Tap("block", "conv"): x, Tap("block", "norm"): y}
+    disturbed = Disturbed(lambda tap: taps[tap].numpy())
+    disturbed(Tap("block", "norm"), normalize(disturbed(Tap("block", "conv"), x), dim=1))
+    slope = 1e-4 / (1e-4 + x.abs()) ** 2  # of x / (eps + |x|)
+    exact = float(x.square().mean().sqrt() * slope.norm() / y.norm())
+    assert exact > 10
+    assert disturbed.found["block/conv"] == pytest.approx(1, rel=1e-6)
+    assert disturbed.found["block/norm"] == pytest.approx(exact, rel=0.05)  # measured: 0.6 % apart
 
 
 def test_dtype_and_other_problems_fail_whatever_the_error():
-    found = judge(
-        "isolated", "", "x", difference(np.ones(4), np.ones(4)), 0.0, STRICT, "is float16, in PyTorch float32"
-    )
+    same = difference(np.ones(4), np.ones(4))
+    found = judge("isolated", "", "x", same, 0.0, STRICT, problem="is float16, in PyTorch float32")
     assert not found.agrees
     assert found.failure == "is float16, in PyTorch float32"
 

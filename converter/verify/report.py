@@ -11,7 +11,8 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
                   operations: [{operation, what, isolated, accumulated}]}]
     measurements  {forward, gradients, trajectory: [measurement]}
     measurement   {kind (isolated, accumulated, compiled, gradient, step, trajectory), case, name, error, torch_error,
-                  limit, scale, cosine, elementwise, size, agrees, failure}; size: root mean square of the truth
+                  limit, condition (see verify/conditioning.py; 0 where none was measured), scale, cosine, elementwise,
+                  size (root mean square of the truth), agrees, failure}
     trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
                   flop_per_second, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}}}]
@@ -106,6 +107,7 @@ def _measurement(m: Measurement) -> dict[str, Any]:
         "error": d.error,
         "torch_error": m.torch_error,
         "limit": m.limit,
+        "condition": m.condition,
         "scale": d.scale,
         "cosine": d.cosine,
         "elementwise": d.elementwise,

@@ -71,6 +71,7 @@ class Measurement:
     difference: Difference
     torch_error: float
     limit: float
+    condition: float = 0.0  # how many times a relative rounding error of every operation is found here
     problem: str | None = None  # why it fails, where that is not its error
 
     @property
@@ -106,7 +107,8 @@ def judge(
     condition: float = 0.0,
     problem: str | None = None,
 ) -> Measurement:
-    return Measurement(kind, case, name, found, torch_error, tolerance.limit(kind, torch_error, condition), problem)
+    limit = tolerance.limit(kind, torch_error, condition)
+    return Measurement(kind, case, name, found, torch_error, limit, condition, problem)
 
 
 @dataclass(frozen=True)
