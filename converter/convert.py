@@ -7,17 +7,19 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from converter import presets
 from converter.errors import ConverterError
 from converter.names import jax_path
 from converter.snapshot import CHUNK, Snapshot
 from jax_edm2.checkpoint import WRITERS, Tensor
-from jax_edm2.record import Record, Source
+from jax_edm2.record import Record, Sampler, Source
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0"
 
-_FILE_NAME = re.compile(r"(?P<stem>.+?)-(?P<kimg>\d{7,8})-(?P<std>\d\.\d{3})\.pkl")
+FILE_NAME = re.compile(r"-(?P<kimg>\d{7,8})-(?P<std>\d\.\d{3})\.pkl$")  # of every snapshot that NVlabs' code writes
 
 
 class ConvertError(ConverterError):
@@ -43,16 +45,25 @@ def checkpoint_tensors(
     return {jax_path(name): tensor(name) for name in snapshot.tensors}
 
 
-def describe(snapshot: Snapshot) -> Record:
-    """The metadata record of a snapshot's checkpoint, but for hashes and dtype, which come with the conversion."""
-    match = _FILE_NAME.fullmatch(snapshot.path.name)
-    kimg, std = (int(match["kimg"]), float(match["std"])) if match else (None, None)
-    published = match and re.fullmatch(r"edm2-img\d+-[a-z]+(-uncond)?", match["stem"])
+def describe(snapshot: Snapshot, name: str | None = None, sampler: Sampler | None = None) -> Record:
+    """The metadata record of a snapshot's checkpoint, but for hashes and dtype, which come with the conversion.
+
+    name: the file's name or URL, if its path is not what it is known by. sampler: settings it is to be sampled with.
+    """
+    name = name or snapshot.path.name
+    match = FILE_NAME.search(name)
+    published = presets.FILE_NAME.fullmatch(name.rpartition("/")[2])
     return Record(
         config=snapshot.config,
-        source=Source(snapshot.path.name, sha256="0" * 64, kimg=kimg, ema_std=std),
+        source=Source(
+            name,
+            sha256="0" * 64,
+            kimg=int(match["kimg"]) if match else None,
+            ema_std=float(match["std"]) if match else None,
+        ),
         encoder=snapshot.encoder,
         loss=snapshot.loss,
+        sampler=sampler or Sampler(),
         license=NVIDIA_LICENSE if published else None,
     )
 
@@ -64,11 +75,14 @@ def convert(
     format: str = "safetensors",
     dtype: str = "keep",
     overwrite: bool = False,
+    name: str | None = None,
+    sampler: Sampler | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Record:
     """Write `snapshot` as a checkpoint at `target`, whole or not at all, and return its metadata record.
 
-    format: safetensors or orbax. dtype: of the tensors, one of DTYPES. progress: called with the number of bytes read.
+    format: safetensors or orbax. dtype: of the tensors, one of DTYPES. name, sampler: for the record (`describe`).
+    progress: called with the number of bytes read.
     Raises: ConvertError, SnapshotError; FileExistsError unless `overwrite`; OSError.
     """
     target = Path(target)
@@ -82,7 +96,7 @@ def convert(
         def finish(record):
             return dataclasses.replace(record, source=dataclasses.replace(record.source, sha256=source_hash.result()))
 
-        return WRITERS[format](target, tensors, describe(snapshot), overwrite=overwrite, finish=finish)
+        return WRITERS[format](target, tensors, describe(snapshot, name, sampler), overwrite=overwrite, finish=finish)
 
 
 class SourceHash:
@@ -135,9 +149,9 @@ def _cast(chunk: memoryview, stored: str, wanted: str, name: str) -> memoryview:
     return result.view(np.uint8).data
 
 
-def tree_lines(tensors: dict[str, Tensor]) -> Iterator[str]:
-    """The tree as aligned text: path, shape, dtype and bytes."""
+def tree_lines(tensors: dict[str, Any]) -> Iterator[str]:
+    """The tree {path: {shape, dtype, bytes}} as aligned text."""
     width = max(map(len, tensors))
     for path, tensor in tensors.items():
-        shape = "x".join(map(str, tensor.shape)) or "scalar"
-        yield f"{path:<{width}}  {shape:>16}  {tensor.dtype}  {tensor.nbytes:>13,}"
+        shape = "x".join(map(str, tensor["shape"])) or "scalar"
+        yield f"{path:<{width}}  {shape:>16}  {tensor['dtype']}  {tensor['bytes']:>13,}"

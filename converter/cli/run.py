@@ -1,6 +1,7 @@
 """How every command ends: exit codes, and errors as one line on standard error."""
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -11,11 +12,13 @@ from jax_edm2.checkpoint import CheckpointError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run(command: click.Command) -> NoReturn:
     """Run a click command to its exit code: 0 done, 2 bad usage or input, 130 interrupted, or what it returns."""
     name = command.name or "edm2"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as any exit: what is half done is removed
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.ClickException as error:

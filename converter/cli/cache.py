@@ -1,0 +1,107 @@
+"""edm2-convert cache: what has been downloaded, is it still what it was, and away with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cache import Cache, CacheError, Entry, default_cache, file_name, read_json
+
+BROKEN = 2
+_folder = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The cache.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
+)
+
+
+@click.group(name="edm2-convert", context_settings={"max_content_width": 100})
+def edm2_convert_cache():
+    """Holds `cache`, so that usage lines read `edm2-convert cache list`."""
+
+
+@edm2_convert_cache.group(name="cache")
+def _cache():
+    """What edm2-convert has downloaded, and what NVlabs' own tool left in the same place."""
+
+
+def _of(cache_dir: Path | None) -> Cache:
+    return Cache(cache_dir) if cache_dir else default_cache()
+
+
+@_cache.command(name="list")
+@_folder
+@click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
+def list_(cache_dir, json_):
+    """Print the files in the cache: bytes, sha256 as recorded, name."""
+    found = _of(cache_dir)
+    rows: list[dict[str, Any]] = [
+        {
+            "path": str(entry.path),
+            "name": entry.name,
+            "bytes": entry.path.stat().st_size,
+            "sha256": (entry.record or {}).get("sha256"),
+            "url": (entry.record or {}).get("url"),
+        }
+        for entry in found.entries()
+    ]
+    parts = [_part(path) for path in found.parts()]
+    if json_:
+        click.echo(json.dumps({"folder": str(found.folder), "files": rows, "parts": parts}))
+        return
+    for row in rows:
+        click.echo(f"{row['bytes']:>15,}  {(row['sha256'] or 'not used yet')[:16]:16}  {row['name']}")
+    for part in parts:
+        click.echo(f"{part['bytes']:>15,}  {'of ' + format(part['total'] or 0, ','):16}  {part['name']} (in part)")
+    click.echo(f"{found.folder}: {len(rows)} files, {sum(row['bytes'] for row in rows) / 1e6:,.1f} MB")
+
+
+def _part(path: Path) -> dict[str, Any]:
+    about = read_json(path.with_suffix(".json"), "url") or {}
+    name = file_name(about["url"]) if about else path.name
+    return {"path": str(path), "name": name, "bytes": path.stat().st_size, "total": about.get("bytes")}
+
+
+@_cache.command()
+@_folder
+def verify(cache_dir):
+    """Compare every file's sha256 with what was recorded of it; exit code 2 if one was altered."""
+    altered = 0
+    for entry in _of(cache_dir).entries():
+        try:
+            found = entry.check()
+        except CacheError as error:
+            altered += 1
+            click.echo(f"ALTERED   {error}")
+        else:
+            click.echo(f"{'ok' if entry.record else 'recorded':10}{found[:16]}  {entry.name}")
+    return BROKEN if altered else 0
+
+
+@_cache.command()
+@_folder
+@click.argument("names", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="Everything that edm2-convert fetched or used.")
+def clear(cache_dir, names, all_):
+    """Remove files by NAME (as `list` shows them), or --all; parts of downloads that did not end go with them."""
+    if bool(names) == all_:
+        raise click.UsageError("give the NAME of a file, as `edm2-convert cache list` shows it, or --all")
+    found = _of(cache_dir)
+    entries = [entry for entry in found.entries() if entry.name in names or (all_ and entry.record)]
+    parts = [path for path in found.parts() if all_ or _part(path)["name"] in names]
+    missing = set(names) - {entry.name for entry in entries} - {_part(path)["name"] for path in parts}
+    if missing:
+        raise CacheError(
+            f"{found.folder}: holds no {sorted(missing)[0]}; `edm2-convert cache list` shows what it holds"
+        )
+    size = 0
+    for path in [path for entry in entries for path in _files(entry)] + parts + [p.with_suffix(".json") for p in parts]:
+        if path.exists():
+            size += path.stat().st_size
+            path.unlink()
+    click.echo(f"{found.folder}: {len(entries)} files and {len(parts)} parts removed, {size / 1e6:,.1f} MB")
+
+
+def _files(entry: Entry) -> list[Path]:
+    return [entry.path, entry.path.with_name(f"{entry.key}.json")]

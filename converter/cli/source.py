@@ -1,0 +1,105 @@
+"""What a command works on: a snapshot on disk, behind a URL, or of a preset."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from converter import presets
+from converter.cache import Cache, CacheError, default_cache, public_url, sha256
+from converter.snapshot import read_snapshot
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A snapshot's path or URL."""
+
+    text: str
+
+    @property
+    def remote(self) -> bool:
+        return bool(_URL.fullmatch(self.text))
+
+    @property
+    def name(self) -> str:
+        """What the snapshot is known by: its file's name, or its URL without what may be secret in that."""
+        return public_url(self.text) if self.remote else Path(self.text).name
+
+    @property
+    def stem(self) -> str:
+        """Of the file's name; what is made from it is named so."""
+        return Path(self.name.rpartition("/")[2]).stem or "snapshot"
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How files are brought here: the options that `options` adds."""
+
+    sha256: str | None
+    cache_dir: Path | None
+    offline: bool
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.cache_dir) if self.cache_dir else default_cache()
+
+    def bring(self, location: Location) -> Path:
+        """The path of a snapshot on this disk. Raises: ConverterError, OSError."""
+        if location.remote:
+            from converter.download import fetch
+
+            return fetch(location.text, self.cache, sha256=self.sha256, offline=self.offline, check=_check)
+        path = Path(location.text)
+        if self.sha256 is not None and path.is_file() and (found := sha256(path)) != self.sha256.lower():
+            raise CacheError(f"{path}: its sha256 is {found}, not {self.sha256.lower()} as demanded")
+        return path
+
+
+def _check(path: Path):
+    read_snapshot(path).close()
+
+
+def _sha256(_context, _parameter, value: str | None) -> str | None:
+    if value is not None and not _SHA256.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no sha256: 64 hexadecimal digits")
+    return value
+
+
+def options(command: Callable) -> Callable:
+    """Adds --preset, --sha256, --cache-dir and --offline to a command."""
+    for option in reversed(
+        (
+            click.option("--preset", metavar="NAME", help="A published network: see edm2-convert --list-presets."),
+            click.option("--sha256", metavar="HEX", callback=_sha256, help="What the snapshot's file must have."),
+            click.option(
+                "--cache-dir",
+                type=click.Path(path_type=Path, file_okay=False),
+                help="Where downloads are kept.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
+            ),
+            click.option("--offline", is_flag=True, help="Use only what has been downloaded already."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Preset | None]:
+    """The snapshot that was asked for, and its preset, if that was a preset. Raises: click.UsageError, PresetError."""
+    if (source is None) == (preset is None):
+        raise click.UsageError("give a SOURCE (a .pkl file or its URL), or --preset NAME; --list-presets shows them")
+    if preset is not None:
+        found = presets.find(preset)
+        return Location(presets.url(found.net)), found
+    location = Location(source or "")
+    if not location.remote and not Path(location.text).exists():
+        try:
+            presets.find(location.text)
+        except presets.PresetError:
+            return location, None
+        raise click.UsageError(f"{source}: there is no such file; did you mean --preset {source}?")
+    return location, None
