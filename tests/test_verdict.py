@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from converter.verify.conditioning import Disturbed
+from converter.verify.conditioning import Rounding, conditions
 from converter.verify.metrics import CHUNK, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDING, Tap, scopes, tap_of_parameter, taps
 from converter.verify.verdict import TOLERANCES, Guilty, guilty, judge
@@ -81,13 +81,24 @@ def test_the_condition_of_a_norm_of_one_channel_is_that_of_calculus():
     x = torch.linspace(-1, 1, 4000, dtype=torch.float64)[:, None]  # some of it as near 0 as the norm's eps
     y = normalize(x, dim=1)
     taps = {Tap("block", "conv"): x, Tap("block", "norm"): y}
-    disturbed = Disturbed(lambda tap: taps[tap].numpy())
-    disturbed(Tap("block", "norm"), normalize(disturbed(Tap("block", "conv"), x), dim=1))
+    found = conditions(
+        lambda visit: visit(Tap("block", "norm"), normalize(visit(Tap("block", "conv"), x), dim=1)),
+        lambda tap: taps[tap].numpy(),
+    )
     slope = 1e-4 / (1e-4 + x.abs()) ** 2  # of x / (eps + |x|)
     exact = float(x.square().mean().sqrt() * slope.norm() / y.norm())
     assert exact > 10
-    assert disturbed.found["block/conv"] == pytest.approx(1, rel=1e-6)
-    assert disturbed.found["block/norm"] == pytest.approx(exact, rel=0.05)  # measured: 0.6 % apart
+    assert found["block/conv"] == pytest.approx(1, rel=1e-6)
+    assert found["block/norm"] == pytest.approx(exact, rel=0.05)  # measured: 0.6 % apart
+
+
+def test_gradients_are_disturbed_too():
+    x = torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    y = Rounding()(x)
+    y.sum().backward()
+    assert (y - x).abs().detach().numpy() == pytest.approx(1e-7, rel=1e-6)
+    assert (x.grad - 1).abs().numpy() == pytest.approx(1e-7, rel=1e-6)
+    assert 0.4 < (x.grad > 1).double().mean() < 0.6
 
 
 def test_dtype_and_other_problems_fail_whatever_the_error():

@@ -312,10 +312,11 @@ class _Examination:
                 key = f"{kind}/{name}"
                 self._judge_gradient("step", key, value, self.truth[key], errors[key])
 
-    def _judge_gradient(self, kind, name, value, exact, torch_error):
+    def _judge_gradient(self, kind, name, value, exact, torch):
         norm = gradient_norm(name, self.truth.facts["gradient_sizes"]) if kind == "gradient" else None
         found = difference(np.asarray(value, np.float64), np.asarray(exact), norm)
-        self.findings.gradients.append(judge(kind, "", name, found, torch_error, self.tolerance))
+        measured = judge(kind, "", name, found, torch["error"], self.tolerance, torch["condition"])
+        self.findings.gradients.append(measured)
 
     # Trajectory
 

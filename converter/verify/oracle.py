@@ -26,7 +26,7 @@ from tqdm import tqdm
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import STEP, Case, make_case, trajectory_start
-from converter.verify.conditioning import Disturbed
+from converter.verify.conditioning import Rounding, condition, conditions, largest
 from converter.verify.metrics import difference, gradient_norm
 from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
@@ -86,12 +86,12 @@ class _Oracle:
         self.repeat: float | None = None  # largest relative difference between two runs of the reference
         self.amplification: dict[str, dict[str, float]] = {}  # by case and block
         self.not_finite: list[str] = []  # names of what is not finite in the truth
-        self.conditions: dict[str, dict[str, dict[str, float]]] = {}  # by case, kind and tap
+        self.conditions: dict[str, dict[str, Any]] = {}  # by case, kind and tap; "gradients": by key
         self.gradient_sizes: dict[str, float] = {}  # root mean square of every parameter's true gradient
         blocks = self.config.architecture.encoder + self.config.architecture.decoder
         self._before_clip = {block_scope(spec): before_clip(spec) for spec in blocks}
         total = 9 * len(self.plan.seeds) * ("forward" in self.plan.checks)
-        total += 2 * ("gradients" in self.plan.checks)
+        total += 3 * ("gradients" in self.plan.checks)
         total += 2 * (2 * self.plan.steps - 1) * ("trajectory" in self.plan.checks)
         self._bar = tqdm(total=total, desc="PyTorch", unit="run", leave=False, disable=not sys.stderr.isatty())
 
@@ -108,6 +108,7 @@ class _Oracle:
         if "gradients" in self.plan.checks:
             loss = self._step(lambda key, value: self._keep(key, value.astype(np.float32)))
             self._keep("loss", np.float64(loss))
+            self.conditions["gradients"] = largest(self._gradient_conditions)
 
     def compare_reference(self):
         precision = self.plan.precision
@@ -123,11 +124,13 @@ class _Oracle:
             def compare(key, value):
                 kind, name = key.split("/", 1)
                 norm = gradient_norm(name, self.gradient_sizes) if kind == "gradient" else None
-                errors[key] = difference(value, self.truth[key], norm).error
+                found = difference(value, self.truth[key], norm).error
+                errors[key] = {"error": found, "condition": self.conditions["gradients"].get(key, 0.0)}
 
             loss = self._step(compare, precision)
             exact = float(self.truth["loss"])
-            self.errors["gradients"] = {"loss": abs(loss - exact) / abs(exact), **errors}
+            of_loss = {"error": abs(loss - exact) / abs(exact), "condition": 0.0}
+            self.errors["gradients"] = {"loss": of_loss, **errors}
         self._bar.close()
 
     def _keep(self, key, value):
@@ -200,11 +203,16 @@ class _Oracle:
         def exact(tap):
             return self.truth[f"{name}/{tap}"]
 
-        accumulated = Disturbed(exact)
-        isolated = Disturbed(exact, lambda tap, value: _like(exact(tap), value) if tap in boundary else value)
-        self._run(case, accumulated)
-        self._run(case, isolated)
-        return {"accumulated": accumulated.found, "isolated": isolated.found}
+        def truth_at_boundaries(tap, value):
+            return _like(exact(tap), value) if tap in boundary else value
+
+        def run(visit):
+            self._run(case, visit)
+
+        return {
+            "accumulated": conditions(run, exact),
+            "isolated": conditions(run, exact, truth_at_boundaries),
+        }
 
     def _compare_forward(self, name: str, case: Case):
         precision = self.plan.precision
@@ -272,10 +280,10 @@ class _Oracle:
 
     # Gradients and one training step
 
-    def _step(self, keep, precision="float32") -> float:
-        """The loss of one training step (arXiv 2312.02696): forced weight normalisation, gradient, Adam, EMA.
+    def _backward(self, precision="float32") -> tuple[float, torch.Tensor]:
+        """The mean EDM2 loss (arXiv 2312.02696, Eqs. 14, 15, 21) and its gradient by the noise.
 
-        keep(key, array) is given the gradient, the new value and the new average of every parameter.
+        Weights are normalised first, and the gradients by parameters are left in them.
         """
         net, normalize = self.reference.net, self.reference.namespace["normalize"]
         case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP.batch)
@@ -290,10 +298,35 @@ class _Oracle:
             noisy = images + sigma * noise
             denoised, logvar = self.reference(noisy, sigma, case.labels, precision, return_logvar=True)
             weight = (sigma**2 + self.config.sigma_data**2) / (sigma * self.config.sigma_data) ** 2
-            loss = (weight / logvar.exp() * (denoised - images) ** 2 + logvar).mean()  # Eqs. 14, 15, 21
+            loss = (weight / logvar.exp() * (denoised - images) ** 2 + logvar).mean()
             loss.backward()
+        net.requires_grad_(False)
         self._bar.update()
-        keep("gradient/input", _numpy(noise.grad))
+        return float(loss.detach()), noise.grad
+
+    def _gradient_conditions(self, rounding: Rounding) -> dict[str, float]:
+        """The condition numbers of all gradients, by the keys of the truth file."""
+        net, namespace = self.reference.net, self.reference.namespace
+        with rounding.norms(namespace), tapped(net, namespace, self.config, rounding.visit):
+            _, by_input = self._backward()
+        gradients = {"input": by_input, **{name: parameter.grad for name, parameter in net.named_parameters()}}
+        found = {}
+        for name, gradient in gradients.items():
+            key = f"gradient/{name}"
+            norm = gradient_norm(name, self.gradient_sizes)
+            found[key] = condition(_numpy(gradient), self.truth[key], norm)
+        net.zero_grad(set_to_none=True)
+        self.reference.reload()
+        return found
+
+    def _step(self, keep, precision="float32") -> float:
+        """The loss of one training step: forced weight normalisation, gradient, Adam, EMA.
+
+        keep(key, array) is given the gradient, the new value and the new average of every parameter.
+        """
+        net = self.reference.net
+        loss, by_input = self._backward(precision)
+        keep("gradient/input", _numpy(by_input))
         decay = (1 - STEP.images_per_step / STEP.images_seen) ** (power_function_exponent(STEP.ema_std) + 1)
         for name, parameter in net.named_parameters():  # one by one: Adam's state of all would double the memory
             gradient = parameter.grad
@@ -311,9 +344,8 @@ class _Oracle:
             average.lerp_(parameter.detach(), 1 - decay)
             keep(f"ema/{name}", _numpy(average))
             parameter.grad = None
-        net.requires_grad_(False)
         self.reference.reload()
-        return float(loss.detach())
+        return loss
 
     def _put(self, array):
         full = torch.float64 if self.reference.raised else torch.float32

@@ -31,7 +31,6 @@ class Tolerance:
     trajectory: float
     rounding: float  # relative, of one operation; times the condition number it is what rounding explains
     ceiling: float = 10.0  # in floors: a bad reference must not excuse a bad candidate
-    gradient_ceiling: float = 500.0  # gradients through a norm over few elements nearly cancel, in both frameworks
 
     def floor(self, kind: str) -> float:
         return {
@@ -45,7 +44,7 @@ class Tolerance:
 
     def highest(self, kind: str) -> float:
         """What no error of PyTorch's may raise the limit above."""
-        return self.floor(kind) * (self.gradient_ceiling if kind in ("gradient", "step") else self.ceiling)
+        return self.floor(kind) * self.ceiling
 
     def limit(self, kind: str, torch_error: float, condition: float = 0.0) -> float:
         scaled = self.k * torch_error if math.isfinite(torch_error) else 0.0
