@@ -65,8 +65,12 @@ def fetch(
     """
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise DownloadError(f"{public_url(url)}: only http and https URLs can be fetched")
+    key = key_of(url)
     if entry := cache.find(url):
         entry.check(sha256)
+        for path in cache.folder.glob(f"{key}.*"):  # of processes that were killed in the last moment
+            if path.name != f"{key}.json":
+                path.unlink(missing_ok=True)
         return entry.path
     if offline:
         raise DownloadError(
@@ -75,7 +79,7 @@ def fetch(
     cache.folder.mkdir(parents=True, exist_ok=True)
     if not os.access(cache.folder, os.W_OK | os.X_OK):
         raise CacheError(f"{cache.folder}: the cache is read-only; choose another with --cache-dir or DNNLIB_CACHE_DIR")
-    with SoftFileLease(cache.folder / f"{key_of(url)}.lock", lease_duration=LEASE, poll_interval=0.1):
+    with SoftFileLease(cache.folder / f"{key}.lock", lease_duration=LEASE, poll_interval=0.1):
         if entry := cache.find(url):  # fetched by whoever had the lease before
             entry.check(sha256)
             return entry.path
@@ -125,6 +129,7 @@ class _Transfer:
         self.url, self.folder, self.sha256, self.check = url, folder, sha256, check
         self.shown = public_url(url)
         self.key = key_of(url)
+        self.target = folder / f"{self.key}_{file_name(url)}"
         self.session = _Session()
         self.ranges = True  # does the server keep to what a Range request means?
         self.moved = False  # did this attempt bring anything that stays?
@@ -143,6 +148,9 @@ class _Transfer:
     def run(self) -> Path:
         failures = 0
         while True:
+            if self.target.exists():  # another process, where locks do nothing, was first
+                Entry(self.target, None).check(self.sha256)
+                return self.target
             try:
                 self.moved = False
                 return self._attempt()
@@ -328,19 +336,16 @@ class _Transfer:
             part.remove()
             why = str(error).removeprefix(f"{part.path}: ")
             raise DownloadError(f"{self.shown}: what the server sent was not kept: {why}") from None
-        target = self.folder / f"{self.key}_{file_name(self.url)}"
         record = {"url": self.shown, "sha256": found, "bytes": count, "etag": part.etag}
         write_json(self.folder / f"{self.key}.json", record)
         try:
             with open(part.path, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(part.path, target)
-        except FileNotFoundError:  # another process, where locks do nothing, was first
-            if not target.exists():
-                raise _Again("what was fetched was removed meanwhile") from None
-            Entry(target, record).check()
+            os.replace(part.path, self.target)
+        except FileNotFoundError:
+            raise _Again("what was fetched was removed meanwhile") from None
         part.path.with_suffix(".json").unlink(missing_ok=True)
-        return target
+        return self.target
 
 
 def _reason(error: BaseException) -> str:
