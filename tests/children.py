@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import multiprocessing
-import os
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -23,13 +22,25 @@ def download(url: str, folder: str, locks: bool = True, lease: bool = True):
     module.fetch(url, Cache(Path(folder)))
 
 
-def convert(source: str, target: str, format: str):
+def convert(source: str, target: str):
     from converter.convert import convert
     from converter.snapshot import read_snapshot
 
-    os.environ["JAX_PLATFORMS"] = "cpu"
     with read_snapshot(source) as snapshot:
-        convert(snapshot, target, format=format, overwrite=True)
+        convert(snapshot, target, overwrite=True)
+
+
+def write_folder(target: str, content: str, exchange: bool = True):
+    """As writers of folders do it. exchange: where paths can be exchanged in one step."""
+    from jax_edm2 import files
+    from jax_edm2.files import whole_or_nothing
+
+    if not exchange:
+        files._exchange = lambda *_: False
+    with whole_or_nothing(Path(target), overwrite=True) as temporary:
+        temporary.mkdir()
+        for i in range(20):
+            (temporary / f"file{i}").write_text(content)
 
 
 def start(function, *arguments):
