@@ -20,7 +20,10 @@ EASY_DICT = Global("dnnlib.util", "EasyDict")
 MODULE_DICT = Global("torch.nn.modules.container", "ModuleDict")
 NDARRAY = Global("numpy", "ndarray")
 
+LOAD_STORAGE = Global("torch.storage", "_load_from_bytes")
+
 MAX_DIMENSIONS = 8
+MAX_STORAGES = 10_000  # XXL has 207
 TORCH_MAGIC, TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -71,12 +74,24 @@ class PersistentObject:
 
 def read_container(file: File) -> Any:
     """The one pickle that is the whole of `file`, as records. Raises: PickleError."""
+    loaded: set[int] = set()
+
+    def storage(file: File, payload) -> Storage:
+        """torch pickles a storage once, and what it was pickled as stands in the file once."""
+        if isinstance(payload, ByteRange):
+            if payload.offset in loaded:
+                raise PickleError(f"the tensor data at byte {payload.offset} is loaded twice")
+            if len(loaded) == MAX_STORAGES:
+                raise PickleError(f"holds more than {MAX_STORAGES} tensors")
+            loaded.add(payload.offset)
+        return _storage(file, payload)
+
     interpreter = Interpreter(
         file,
         0,
         file.size,
         globals_=frozenset(_CALLS) | {EASY_DICT, MODULE_DICT, NDARRAY} | frozenset(STORAGE_TYPES),
-        calls=_CALLS,
+        calls={**_CALLS, LOAD_STORAGE: storage},
         newobj=frozenset({EASY_DICT, MODULE_DICT}),
         builds={Instance: _build_instance, DtypeRecord: _build_dtype, ArrayRecord: _build_array},
     )
@@ -248,7 +263,7 @@ _CALLS: dict[Global, Callable[..., Any]] = {
     Global("builtins", "set"): _set,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    Global("torch.storage", "_load_from_bytes"): _storage,
+    LOAD_STORAGE: _storage,
     Global("numpy", "dtype"): _dtype,
     Global("numpy._core.multiarray", "_reconstruct"): _new_array,
     Global("numpy.core.multiarray", "_reconstruct"): _new_array,

@@ -21,7 +21,7 @@ from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.pickle_reader import File, Instance, PickleError
 from jax_edm2.checkpoint import check_tree
-from jax_edm2.config import BlockSpec, ConfigError, EDM2Config, brief
+from jax_edm2.config import BlockSpec, ConfigError, EDM2Config, brief, listing
 from jax_edm2.record import Encoder, Loss
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
     if len({jax_path(name) for name in tensors}) < len(tensors):
         problems.append("! two tensors have the same path in the JAX tree")
     if problems:
-        raise PickleError(f"its network is not what its constructor arguments say: {'; '.join(problems)}")
+        raise PickleError(f"its network is not what its constructor arguments say: {listing(problems)}")
     encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
     return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2.config import EDM2Config, expected_tree
+from jax_edm2.config import EDM2Config, expected_tree, listing
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.record import KEY, Record, RecordError, tensors_digest
 
@@ -229,7 +229,7 @@ def load(
     stored = _open(Path(path))
     problems = check_tree(stored.record.config, stored.shapes)
     if problems:
-        raise CheckpointError(f"{path}: does not hold the network of its record: " + "; ".join(problems))
+        raise CheckpointError(f"{path}: does not hold the network of its record: " + listing(problems))
     net = Precond(stored.record.config, jnp.float32 if compute_dtype is None else compute_dtype)
     return net, unflatten_dict(stored.variables(dtype, sharding), sep="/")
 
@@ -268,7 +268,7 @@ def save(
         tensors[name] = Tensor(str(array.dtype), array.shape, lambda array=array: [array.tobytes()])  # type: ignore
     problems = check_tree(config, {name: tensor.shape for name, tensor in tensors.items()})
     if problems:
-        raise CheckpointError(f"{path}: these are not the variables of the network: " + "; ".join(problems))
+        raise CheckpointError(f"{path}: these are not the variables of the network: " + listing(problems))
     write = write_safetensors if str(path).endswith(".safetensors") else write_orbax
     return write(path, tensors, record, overwrite=overwrite)
 

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+MOST_PROBLEMS = 250  # named in one message: all tensors of any published network
 
 
 class ConfigError(ValueError):
@@ -48,7 +51,7 @@ class EDM2Config:
                 object.__setattr__(self, field.name, tuple(value))
         problems = list(_problems(self))
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError(listing(problems))
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON types; `EDM2Config(**fields)` is the way back."""
@@ -83,6 +86,13 @@ def brief(value: Any) -> str:
     if isinstance(value, tuple | list) and len(value) <= 8 and all(isinstance(v, int | float) for v in value):
         return repr(value)
     return f"a value of type {type(value).__name__}"
+
+
+def listing(problems: Sequence[str]) -> str:
+    """All problems on one line, as long as a person may want to read it."""
+    return "; ".join(problems[:MOST_PROBLEMS]) + (
+        f"; and {len(problems) - MOST_PROBLEMS:,} more" if len(problems) > MOST_PROBLEMS else ""
+    )
 
 
 def _problems(config: EDM2Config):

@@ -3,10 +3,14 @@
 import contextlib
 import fcntl
 import multiprocessing
+import os
+import re
+import sys
 from pathlib import Path
+from unittest import mock
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["converter.download", "converter.convert", "converter.snapshot", "tests.children"])
+FORKS.set_forkserver_preload(["converter.download", "converter.cli.convert", "tests.children"])
 
 
 def download(url: str, folder: str, locks: bool = True, lease: bool = True):
@@ -30,6 +34,27 @@ def convert(source: str, target: str):
         convert(snapshot, target, overwrite=True)
 
 
+def convert_watched(source: str, target: str, log: str):
+    """edm2-convert in the source's folder; `log` gets what it printed, and last its memory in MB above the start."""
+    from converter.cli.convert import main
+
+    os.chdir(os.path.dirname(source))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    start = _peak()
+    with open(log, "w") as file:
+        sys.stdout = sys.stderr = file
+        sys.argv = ["edm2-convert", os.path.basename(source), "-o", target]
+        try:
+            main()
+        finally:
+            file.write(f"\n{_peak() - start:.1f}" if file.tell() == 0 else f"{_peak() - start:.1f}")
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3
+
+
 def write_folder(target: str, content: str, exchange: bool = True):
     """As writers of folders do it. exchange: where paths can be exchanged in one step."""
     from jax_edm2 import files
@@ -44,6 +69,9 @@ def write_folder(target: str, content: str, exchange: bool = True):
 
 
 def start(function, *arguments):
-    process = FORKS.Process(target=function, args=arguments)
-    process.start()
+    """A process that calls a function of this module. It does not import what was started as the main program."""
+    main = sys.modules["__main__"]
+    with mock.patch.multiple(main, create=True, __spec__=None, __file__=None):
+        process = FORKS.Process(target=function, args=arguments)
+        process.start()
     return process
