@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types faults survey bench bench-convert digits clean
+.PHONY: demo test lint types faults survey hostile fuzz bench bench-convert digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -24,6 +24,12 @@ faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to ea
 
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
 	$(BIN)/python -m tests.verify_survey $(ARGS)
+
+hostile: $(READY)  ## 240 broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
+	$(BIN)/python -m tests.hostile $(ARGS)
+
+fuzz: $(READY)  ## 20,000 mutants of sound snapshots
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(READY)  ## speed of both frameworks on this machine: make bench ARGS="s.pkl --device gpu --precision float16"
 	$(BIN)/edm2-verify --checks throughput $(or $(ARGS),golden/digits.pkl --batch 64)

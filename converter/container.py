@@ -155,7 +155,10 @@ def _storage(file: File, payload) -> Storage:
     def unpickle(**allowed):
         nonlocal position
         interpreter = Interpreter(file, position, end, window=512, max_opcodes=200, **allowed)
-        value = interpreter.run()
+        try:
+            value = interpreter.run()
+        except PickleError as error:
+            fail(error)
         position = interpreter.position
         return value
 

@@ -80,6 +80,8 @@ class File:
 
 
 _MARK = object()
+_CONTAINERS = {"ema", "state", "_modules", "_parameters", "_buffers"}  # keys that are no part of a tensor's name
+_AGAIN = "the file is incomplete: fetch it again"
 
 
 class Interpreter:
@@ -132,7 +134,7 @@ class Interpreter:
             self.leave_frame(start)
         if stop > self.window_end:
             if stop > self.end:
-                raise PickleError(f"breaks off at byte {self.end}, in the middle of a pickle")
+                raise PickleError(f"breaks off at byte {self.end}, in the middle of a pickle; {_AGAIN}")
             self.window = self.file.read(start, min(max(self.window_size, length), self.end - start))
             self.window_start, self.window_end = start, start + len(self.window)
         offset = start - self.window_start
@@ -145,7 +147,7 @@ class Interpreter:
         if self.frame_end is not None and stop > self.frame_end:
             self.leave_frame(start)
         if stop > self.end:
-            raise PickleError(f"breaks off at byte {self.end}: {length} bytes should follow byte {start}")
+            raise PickleError(f"breaks off at byte {self.end}: {length} bytes should follow byte {start}; {_AGAIN}")
         return ByteRange(start, length)
 
     def leave_frame(self, position: int):
@@ -223,10 +225,23 @@ class Interpreter:
                     raise PickleError("PROTO is not the first opcode")
                 operation(self)
             except PickleError as error:
-                located = PickleError(f"{error} (opcode {_name(code)} at byte {start})")
+                located = PickleError(f"{error} ({self.place()}opcode {_name(code)} at byte {start})")
                 located.texts = frozenset(value for value in self.memo.values() if isinstance(value, str))
                 raise located from None
         raise PickleError(f"holds more than {self.max_opcodes} opcodes")
+
+    def place(self) -> str:
+        """Where in the object it is: the keys that wait for their values, in every dictionary that is being filled."""
+        keys: list[str] = []
+        level: list[Any] = []
+        for value in [*self.stack, _MARK]:
+            if value is _MARK:
+                keys += [key for key in level[::2] if isinstance(key, str)][-1:]
+                level = []
+            else:
+                level.append(value)
+        named = [key[:40] for key in keys if key not in _CONTAINERS]
+        return f"at {_printable('.'.join(named[-8:]))[1:-1]}, " if named else ""
 
     def proto(self):
         protocol = self.byte()
@@ -238,7 +253,7 @@ class Interpreter:
             raise PickleError("a frame begins inside another frame")
         length = self.integer(8)
         if length > self.end - self.position:
-            raise PickleError(f"a frame of {length} bytes reaches beyond the end of the file")
+            raise PickleError(f"breaks off at byte {self.end}, inside a frame of {length} bytes; {_AGAIN}")
         self.frame_end = self.position + length
 
     def put(self, key: int):

@@ -114,7 +114,7 @@ def test_orbax(digits_pkl, tmp_path):
 def test_errors_are_one_line_and_leave_nothing(digits_pkl, tmp_path):
     fails(tmp_path / "absent.pkl", text="there is no such file", cwd=tmp_path)
     fails(tmp_path, text="is a directory", cwd=tmp_path)
-    fails(text="Missing argument 'SOURCE'", cwd=tmp_path)
+    fails(text="give a SOURCE", cwd=tmp_path)
     fails(digits_pkl, "--dtype", "int8", text="'int8' is not one of", cwd=tmp_path)
     fails(digits_pkl, "--no-such-option", text="No such option", cwd=tmp_path)
     fails(digits_pkl, "-o", tmp_path / "no" / "x.safetensors", text="does not exist", cwd=tmp_path)
