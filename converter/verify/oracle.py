@@ -108,7 +108,7 @@ class _Oracle:
         if "gradients" in self.plan.checks:
             loss = self._step(lambda key, value: self._keep(key, value.astype(np.float32)))
             self._keep("loss", np.float64(loss))
-            self.conditions["gradients"] = largest(self._gradient_conditions)
+            self.conditions["gradients"] = largest(self._step_conditions)
 
     def compare_reference(self):
         precision = self.plan.precision
@@ -122,10 +122,8 @@ class _Oracle:
             errors = {}
 
             def compare(key, value):
-                kind, name = key.split("/", 1)
-                norm = gradient_norm(name, self.gradient_sizes) if kind == "gradient" else None
-                found = difference(value, self.truth[key], norm).error
-                errors[key] = {"error": found, "condition": self.conditions["gradients"].get(key, 0.0)}
+                found = difference(value, self.truth[key], self._norm(key)).error
+                errors[key] = {"error": found, "condition": self.conditions["gradients"][key]}
 
             loss = self._step(compare, precision)
             exact = float(self.truth["loss"])
@@ -304,20 +302,23 @@ class _Oracle:
         self._bar.update()
         return float(loss.detach()), noise.grad
 
-    def _gradient_conditions(self, rounding: Rounding) -> dict[str, float]:
-        """The condition numbers of all gradients, by the keys of the truth file."""
-        net, namespace = self.reference.net, self.reference.namespace
-        with rounding.norms(namespace), tapped(net, namespace, self.config, rounding.visit):
-            _, by_input = self._backward()
-        gradients = {"input": by_input, **{name: parameter.grad for name, parameter in net.named_parameters()}}
+    def _step_conditions(self, rounding: Rounding) -> dict[str, float]:
+        """The condition numbers of all gradients, and of what the training step makes of them, by their keys."""
         found = {}
-        for name, gradient in gradients.items():
-            key = f"gradient/{name}"
-            norm = gradient_norm(name, self.gradient_sizes)
-            found[key] = condition(_numpy(gradient), self.truth[key], norm)
-        net.zero_grad(set_to_none=True)
-        self.reference.reload()
+
+        def note(key, value):
+            found[key] = condition(value, self.truth[key], self._norm(key))
+
+        with (
+            rounding.norms(self.reference.namespace),
+            tapped(self.reference.net, self.reference.namespace, self.config, rounding.visit),
+        ):
+            self._step(note)
         return found
+
+    def _norm(self, key: str) -> float | None:
+        kind, name = key.split("/", 1)
+        return gradient_norm(name, self.gradient_sizes) if kind == "gradient" else None
 
     def _step(self, keep, precision="float32") -> float:
         """The loss of one training step: forced weight normalisation, gradient, Adam, EMA.
