@@ -12,6 +12,8 @@ import click
 from click.core import ParameterSource
 
 from converter.cli.run import run
+from converter.cli.source import Fetching, locate
+from converter.cli.source import options as source_options
 from converter.snapshot import read_snapshot
 from converter.verify.cases import SIGMAS, Plan
 from converter.verify.run import CHECKS, Options, VerifyError, run_oracle, torch_device, verify
@@ -86,7 +88,7 @@ class Checks(click.ParamType):
 
 
 @click.command(name="edm2-verify", epilog=EPILOG, context_settings={"max_content_width": 100})
-@click.argument("snapshot", type=click.Path(path_type=Path), required=False)
+@click.argument("snapshot", required=False)
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Converted checkpoint.  [default: converts in memory]"
 )
@@ -130,6 +132,7 @@ class Checks(click.ParamType):
 )
 @click.option("--trust-embedded-code", is_flag=True, help="Allow --reference embedded to execute the snapshot's code.")
 @click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
+@source_options
 @click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md.")
@@ -139,9 +142,9 @@ class Checks(click.ParamType):
 @click.pass_context
 def edm2_verify(
     context, snapshot, checkpoint, device, precision, checks, seeds, sigmas, batch, steps, reference,
-    trust_embedded_code, save_truth, truth, sweep, report, force, json_,
+    trust_embedded_code, save_truth, preset, sha256, cache_dir, offline, truth, sweep, report, force, json_,
 ):  # fmt: skip
-    """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file).
+    """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
     Compares parameters, every operation of the forward pass, gradients and one training step, and a sampling
     trajectory with PyTorch in float64, and judges JAX by PyTorch's own error in the same precision.
@@ -149,8 +152,13 @@ def edm2_verify(
     if sweep and "throughput" not in checks:
         checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
     plan = Plan(checks, seeds, sigmas, batch, steps or STEPS, precision)
+    location = locate(snapshot, preset)[0] if snapshot or preset else None
+    snapshot = Path(location.text) if location else None
     options = Options(snapshot, checkpoint, plan, device, reference, truth, sweep)
     _check_usage(context, options, save_truth, trust_embedded_code)
+    if location is not None:  # fetched when everything else is known to be right
+        snapshot = Fetching(sha256, cache_dir, offline).bring(location)
+        options = dataclasses.replace(options, snapshot=snapshot)
     if steps is None and truth is None and torch_device(options) == "cpu":
         options = _fewer_steps(options)
     if reference == "embedded":
