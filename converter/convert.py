@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,11 @@ def convert(
     if not target.parent.is_dir():
         raise ConvertError(f"{target}: the folder {target.parent} does not exist")
     tensors = checkpoint_tensors(snapshot, dtype, progress)
+    needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise ConvertError(
+            f"{target}: needs {needed / 1e6:,.1f} MB, and there are {free / 1e6:,.1f} MB free; make room"
+        )
     with SourceHash(snapshot) as source_hash:
 
         def finish(record):

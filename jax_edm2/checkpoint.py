@@ -183,8 +183,12 @@ def write_orbax(
             arrays[name] = _from_bytes(data, tensor)
         record = finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest(lines)))
         tree = unflatten_dict(arrays, sep="/")
-        checkpointer.save(temporary, tree, custom_metadata={KEY: record.to_json()})
-        checkpointer.wait_until_finished()
+        try:
+            checkpointer.save(temporary, tree, custom_metadata={KEY: record.to_json()})
+            checkpointer.wait_until_finished()
+        except (OSError, ValueError) as error:  # tensorstore's, with the disk's reason at its end
+            reason = " ".join(str(error).split())[-150:]
+            raise CheckpointError(f"{path}: orbax could not write it (... {reason})") from error
     return record
 
 

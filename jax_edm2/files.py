@@ -21,7 +21,7 @@ def whole_or_nothing(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     If the body raises, what was written is removed and `target` stays as it was; if the process is killed, the next
     one removes it. The body is responsible for fsync of what it writes.
-    Raises: FileExistsError if `target` exists, before and after the body, unless `overwrite`.
+    Raises: FileExistsError if `target` exists, before and after the body, unless `overwrite`; OSError.
     """
     if not overwrite:
         _refuse_existing(target)
@@ -31,6 +31,10 @@ def whole_or_nothing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         if not overwrite:
             _refuse_existing(target)
         _replace(temporary, target)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk says not where it is
     finally:
         for path in _family(temporary):
             _remove(path)

@@ -141,11 +141,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits_pkl, tmp_path):
     command = [sys.executable, "-c", code, str(digits_pkl), "-o", str(tmp_path / "x.safetensors")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert result.returncode == 2
-    assert result.stderr == "edm2-convert: [Errno 27] File too large\n"
+    assert result.stderr == f"edm2-convert: {tmp_path / 'x.safetensors'}: File too large\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interruption_leaves_nothing(tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a tmpfs")
+def test_a_disk_that_is_really_full(digits_pkl, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        for format in ("safetensors", "orbax"):
+            target = tmp_path / f"x.{format}"
+            fails(digits_pkl, "-o", target, "--format", format, text="needs 1.4 MB, and there are 1.0 MB free")
+            assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing(tmp_path, number, code):
     net = network({**CONFIG, "model_channels": 256, "num_blocks": 3, "channels_per_head": 64})
     write_snapshot(tmp_path / "x.pkl", net)
     environment = {**os.environ, "PYTHONPATH": ROOT}
@@ -153,11 +167,16 @@ def test_interruption_leaves_nothing(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     while process.poll() is None and len(list(tmp_path.iterdir())) < 2:  # until the temporary file appears
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate()
-    assert process.returncode == 130
-    assert stderr.strip() == "edm2-convert: interrupted"
+    assert process.returncode == code
+    assert stderr.strip() == ("edm2-convert: interrupted" if number == signal.SIGINT else "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pkl"]
+
+
+@pytest.mark.parametrize("name", ["a\nb.pkl", "a\udcff.pkl", "a\x1b[31m.pkl"])
+def test_odd_file_names_stay_on_one_line(tmp_path, name):
+    fails(name, text="there is no such file", cwd=tmp_path)
 
 
 def test_help_documents_every_option():

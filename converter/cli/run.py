@@ -1,6 +1,9 @@
 """How every command ends: exit codes, and errors as one line on standard error."""
 
+import contextlib
+import logging
 import os
+import re
 import signal
 import sys
 from typing import NoReturn
@@ -18,6 +21,7 @@ TERMINATED = 128 + signal.SIGTERM
 def run(command: click.Command) -> NoReturn:
     """Run a click command to its exit code: 0 done, 2 bad usage or input, 130 interrupted, or what it returns."""
     name = command.name or "edm2"
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with tracebacks
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as any exit: what is half done is removed
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
@@ -41,5 +45,8 @@ def run(command: click.Command) -> NoReturn:
 
 
 def _fail(name: str, message: str) -> NoReturn:
-    click.echo(f"{name}: {message}", err=True)
+    """One line, whatever the names in it hold."""
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], message)
+    with contextlib.suppress(OSError):  # nobody listens
+        click.echo(f"{name}: {line}".encode(errors="backslashreplace").decode(), err=True)
     sys.exit(BAD_INPUT)
