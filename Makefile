@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types faults survey hostile fuzz bench bench-convert digits clean
+.PHONY: demo test lint types faults survey hostile fuzz bench bench-convert bench-download digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -36,6 +36,9 @@ bench: $(READY)  ## speed of both frameworks on this machine: make bench ARGS="s
 
 bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and XXL-size snapshots
 	$(BIN)/python -m tests.bench_convert $(ARGS)
+
+bench-download: $(READY)  ## a download from loopback beside curl and sha256sum
+	$(BIN)/python -m tests.bench_download $(ARGS)
 
 digits: $(READY)  ## train the digits network again, about 12 minutes
 	$(BIN)/python -m golden.digits train --outdir runs/digits

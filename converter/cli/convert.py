@@ -28,7 +28,7 @@ SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax"}
 EPILOG = """\b
 Examples:
   edm2-convert --preset edm2-img512-s
-  edm2-convert --preset edm2-img512-s-guid-dino -o weights/s.safetensors
+  edm2-convert --preset edm2-img512-s-guid-dino -o s.safetensors
   edm2-convert edm2-img512-s-2147483-0.130.pkl
   edm2-convert golden/digits.pkl -o digits --format orbax --dtype float32
   edm2-convert golden/digits.pkl --dry-run
@@ -44,6 +44,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 
 @click.command(name="edm2-convert", epilog=EPILOG, context_settings={"max_content_width": 100})
 @click.argument("source", required=False)
+@options
 @click.option(
     "-o",
     "--output",
@@ -65,7 +66,6 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
     show_default=True,
     help="Of the stored tensors; 'keep' copies them bit for bit.",
 )
-@options
 @click.option("--list-presets", is_flag=True, help="Print all presets and published networks.")
 @click.option("--dry-run", is_flag=True, help="Print the tree, sizes and metadata; write no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")

@@ -25,6 +25,7 @@ EPILOG = """\b
 Examples:
   edm2-verify golden/digits.pkl
   edm2-verify golden/digits.pkl --checkpoint digits.safetensors --report runs/report
+  edm2-verify --preset edm2-img512-xs
   edm2-verify golden/digits.pkl --checks throughput --batch 64
   edm2-verify golden/digits.pkl --reference embedded --trust-embedded-code
 \b
@@ -89,6 +90,7 @@ class Checks(click.ParamType):
 
 @click.command(name="edm2-verify", epilog=EPILOG, context_settings={"max_content_width": 100})
 @click.argument("snapshot", required=False)
+@source_options
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Converted checkpoint.  [default: converts in memory]"
 )
@@ -132,7 +134,6 @@ class Checks(click.ParamType):
 )
 @click.option("--trust-embedded-code", is_flag=True, help="Allow --reference embedded to execute the snapshot's code.")
 @click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
-@source_options
 @click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md.")
