@@ -14,14 +14,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from filelock import SoftFileLease
+from filelock import SoftFileLease, Timeout
 from tqdm import tqdm
 
 from converter.cache import Cache, CacheError, Entry, file_name, key_of, public_url, read_json, write_json
@@ -30,11 +30,11 @@ from jax_edm2 import __version__
 from jax_edm2.files import scratch
 
 CHUNK = 2**20
-CONNECT, STALL = 15.0, 30.0  # seconds without a connection, without a byte
+CONNECT, STALL = 10.0, 20.0  # seconds without a connection, without a byte
 RETRIES = 6  # attempts in a row that bring nothing
 BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds: doubled after every attempt that brought nothing
 REDIRECTS = 10
-LARGEST = 64 * 2**30  # bytes; ten times the largest snapshot, for servers that never end
+LARGEST = 8 * 2**30  # bytes; XXL in float32 has 6.1e9: for servers that never end
 SPARE = 16 * 2**20  # bytes of disk left free
 LEASE = 20.0  # seconds after which a process that shows no sign of life is no longer waited for
 
@@ -70,7 +70,8 @@ def fetch(
         entry.check(sha256)
         for path in cache.folder.glob(f"{key}.*"):  # of processes that were killed in the last moment
             if path.name != f"{key}.json":
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         return entry.path
     if offline:
         raise DownloadError(
@@ -79,12 +80,28 @@ def fetch(
     cache.folder.mkdir(parents=True, exist_ok=True)
     if not os.access(cache.folder, os.W_OK | os.X_OK):
         raise CacheError(f"{cache.folder}: the cache is read-only; choose another with --cache-dir or DNNLIB_CACHE_DIR")
-    with SoftFileLease(cache.folder / f"{key}.lock", lease_duration=LEASE, poll_interval=0.1):
+    with _lease(cache.folder / f"{key}.lock"):
         if entry := cache.find(url):  # fetched by whoever had the lease before
             entry.check(sha256)
             return entry.path
         with _Transfer(url, cache.folder, sha256, check) as transfer:
             return transfer.run()
+
+
+@contextlib.contextmanager
+def _lease(path: Path) -> Iterator[None]:
+    """Whoever holds it fetches. It ends with its process, on this host, and after LEASE seconds without a sign of life."""
+    lease = SoftFileLease(path, lease_duration=LEASE, poll_interval=0.1)
+    try:
+        lease.acquire(timeout=2)
+    except Timeout:
+        if sys.stderr.isatty():
+            print("another process is fetching it; waiting for that", file=sys.stderr)
+        lease.acquire()
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 @dataclass(frozen=True)
@@ -270,7 +287,8 @@ class _Transfer:
         """Append a response's body, which begins at byte `start` of the file."""
         here, sha = self._hash_of(part)
         position, total = start, part.total
-        self.bar.total, self.bar.n = total, here
+        self.bar.reset(total)
+        self.bar.initial = self.bar.n = here  # so that the rate is that of this attempt
         read = response.raw.read1
         with open(os.open(part.path, os.O_RDWR | os.O_CREAT, 0o666), "rb+", buffering=0) as file:
             while total is None or position < total:
