@@ -90,18 +90,32 @@ def fetch(
 
 @contextlib.contextmanager
 def _lease(path: Path) -> Iterator[None]:
-    """Whoever holds it fetches. It ends with its process, on this host, and after LEASE seconds without a sign of life."""
+    """Whoever holds it fetches. It ends with its process, or after LEASE seconds without a sign of life."""
     lease = SoftFileLease(path, lease_duration=LEASE, poll_interval=0.1)
-    try:
-        lease.acquire(timeout=2)
-    except Timeout:
-        if sys.stderr.isatty():
-            print("another process is fetching it; waiting for that", file=sys.stderr)
-        lease.acquire()
+    told = not sys.stderr.isatty()
+    while True:
+        before = _stamp(path)
+        try:
+            lease.acquire(timeout=2)
+            break
+        except Timeout:
+            if before == _stamp(path) and before is not None and before[0] == 0:
+                path.unlink(missing_ok=True)  # of a process that was killed while it made it, which nobody can tell
+            elif not told:
+                told = True
+                print("another process is fetching it; waiting for that", file=sys.stderr)
     try:
         yield
     finally:
         lease.release()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """A file's size and time of change."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+    return None
 
 
 @dataclass(frozen=True)

@@ -435,6 +435,13 @@ def test_killed_at_any_moment(data, tmp_path):
     assert any("Range" in headers for headers in server.requests)
 
 
+def test_a_lock_of_a_process_killed_while_it_made_it(data, cache):
+    cache.folder.mkdir()
+    with Server(data) as server:
+        (cache.folder / f"{key_of(server.url())}.lock").touch()
+        arrives(server, cache)
+
+
 @pytest.mark.parametrize(("locks", "lease"), [(True, True), (False, True), (False, False)])
 def test_eight_processes_at_once(data, cache, locks, lease):
     with Server(data, lambda handler, number: serve(handler, pause=0.005)) as server:

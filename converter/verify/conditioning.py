@@ -16,7 +16,7 @@ from converter.verify.metrics import difference
 from converter.verify.taps import INPUT, Tap
 
 NOISE = 1e-7  # small enough for the response to be linear, and far above what float64 itself rounds
-ILL, DRAWS = 300.0, 4
+ILL, DRAWS = 100.0, 4
 
 
 class Rounding:
@@ -28,8 +28,8 @@ class Rounding:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return _Disturb.apply(x, self)
 
-    def disturb(self, x: torch.Tensor, size: float | None = None) -> torch.Tensor:
-        """x with an error relative to its root mean square, or to `size`."""
+    def disturb(self, x: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
+        """x with an error relative to its root mean square, or to `size`, element by element."""
         signs = torch.randint(0, 2, x.shape, generator=self._random).to(x.dtype) * 2 - 1
         return x + signs * (NOISE * (_size(x) if size is None else size))
 
@@ -47,10 +47,11 @@ class Rounding:
         normalize = namespace["normalize"]
 
         def disturbed(x, dim=None, *args, **kwargs):
-            terms: list[float] = []  # size of the terms
+            terms: list[torch.Tensor] = []  # one of the two, element by element
             y = normalize(_Disturb.apply(x, self, terms), dim, *args, **kwargs)
             if y.requires_grad:
-                y.register_hook(lambda gradient: terms.append(float(_size(gradient) * _size(y) / _size(x))))
+                slope = (y / x).detach().abs().nan_to_num()
+                y.register_hook(lambda gradient: terms.append(gradient.abs() * slope))
             return self(y) if dim is None else y
 
         namespace["normalize"] = disturbed
