@@ -204,8 +204,8 @@ class _Transfer:
             return self._place(part)
         try:
             with self._get(part) as response:
-                part, skip = self._accept(response, part)
-                self._receive(response, part, skip)
+                part, start = self._accept(response, part)
+                self._receive(response, part, start)
             return self._place(part)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, requests.RequestException) as error:
             raise _Again(_reason(error)) from error
@@ -218,11 +218,13 @@ class _Transfer:
         found = []
         for path in self.folder.glob(f"{self.key}.*.part"):
             about = read_json(path.with_suffix(".json"), "etag")
-            if about is not None and isinstance(about.get("bytes"), int):
-                found.append(_Part(path, about["etag"], about["bytes"]))
-        for part in found:
-            if part.size > (part.total or 0):  # not our doing
+            if about is None or not isinstance(about.get("bytes"), int):
+                continue
+            part = _Part(path, about["etag"], about["bytes"])
+            if part.size > about["bytes"]:  # not our doing
                 part.remove()
+            else:
+                found.append(part)
         return max(found, key=lambda part: part.size, default=None)
 
     def _get(self, part: _Part | None) -> requests.Response:
@@ -239,7 +241,7 @@ class _Transfer:
             raise DownloadError(f"{self.shown}: {_reason(error)}") from None
 
     def _accept(self, response: requests.Response, part: _Part | None) -> tuple[_Part, int]:
-        """The part that a response's body belongs to, and how many of its bytes are there already."""
+        """The part that a response's body belongs to, and the byte of the file that it begins with."""
         status, headers = response.status_code, response.headers
         if status in TRANSIENT or status >= 500:
             after = headers.get("Retry-After", "")
