@@ -116,8 +116,9 @@ def _checks(report: dict[str, Any]) -> str:
         _table(("", "", ""), rows)
         + "<p>The truth is the same network in PyTorch in float64. An error is ‖x - truth‖ / ‖truth‖. JAX agrees "
         f"where its error is at most {t['k']:g} times PyTorch's own in {report['plan']['precision']}, or at most "
-        f"{t['isolated']:g} (isolated) or {t['accumulated']:g} (accumulated), whichever is more, and never above "
-        f"{t['ceiling']:g} times those floors.</p>"
+        f"{t['isolated']:g} (isolated) or {t['accumulated']:g} (accumulated), whichever is more, and not above "
+        f"{t['ceiling']:g} times those floors, unless rounding explains more: {t['rounding']:g} times the condition "
+        "number, which is how far a disturbance of every operation of the truth is carried.</p>"
     )
 
 
