@@ -56,7 +56,9 @@ class Rounding:
             terms: list[torch.Tensor] = []  # one of the two, element by element
             y = normalize(_Disturb.apply(x, self, terms), dim, *args, **kwargs)
             if y.requires_grad:
-                slope = (y / x).detach().abs().nan_to_num()
+                over = list(range(1, x.ndim)) if dim is None else dim
+                size, unit = (torch.linalg.vector_norm(z.detach(), dim=over, keepdim=True) for z in (x, y))
+                slope = (unit / size).nan_to_num()  # what x is multiplied by
                 y.register_hook(lambda gradient: terms.append(gradient.abs() * slope))
             return self(y) if dim is None else y
 
