@@ -21,7 +21,7 @@ import numpy as np
 from converter.cache import Cache, CacheError, key_of, write_json
 from converter.errors import ConverterError
 from converter.snapshot import read_snapshot
-from tests.hostile import CONFIG
+from tests.hostile_pickles import CONFIG
 from tests.networks import network
 from torch_ref.encoders import StabilityVAEEncoder
 from torch_ref.snapshot import write_snapshot

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.hostile import INPUTS, run
+from tests.hostile import run
+from tests.hostile_inputs import INPUTS
 
 
 def test_there_are_many_and_each_has_a_name():
