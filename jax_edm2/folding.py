@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jax_edm2.network import Precond
@@ -31,6 +33,21 @@ def _fold(net: Precond, variables: Any) -> Any:
         scale = 1 / math.sqrt(weight[0].size)
         weight = normalize(weight.astype(full)) * (scale if gain is None else gain.astype(full) * scale)
         leaves[path] = weight.astype(net.dtype if weight.ndim == 4 else full)  # linear layers are the embedding's
+    return unflatten_dict(leaves)
+
+
+def nvlabs_gains(variables: Any) -> Any:
+    """Variables with gains as NVlabs' generate_images.py uses them: rounded to float16 again, after 1 / sqrt(fan_in).
+
+    That is what PyTorch makes of a float16 scalar divided by a number, and changes F by some 2e-4. Gains that are not
+    stored as float16 stay as they are; the others become float32.
+    """
+    leaves = flatten_dict(variables)
+    for path, weight in list(leaves.items()):
+        gain = leaves.get(_gain(path)) if path[-1] == "mpconv_weight" else None
+        if gain is not None and gain.dtype == jnp.float16:
+            root = np.float32(math.sqrt(weight[0].size))
+            leaves[_gain(path)] = (gain.astype(jnp.float32) / root).astype(jnp.float16).astype(jnp.float32) * root
     return unflatten_dict(leaves)
 
 

@@ -21,7 +21,7 @@ from jax import lax
 
 from jax_edm2 import twofold
 from jax_edm2.config import BlockSpec, EDM2Config
-from jax_edm2.ops import LAYOUT, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+from jax_edm2.ops import convolve, mp_cat, mp_silu, mp_sum, normalize, resample, wide
 from jax_edm2.twofold import Twofold
 
 Array = jax.Array
@@ -59,8 +59,7 @@ class MPConv(nn.Module):
         w = w.astype(x.dtype)
         if not self.kernel:
             return x @ w.T
-        padding = [(k // 2, k // 2) for k in self.kernel]
-        return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=LAYOUT)
+        return convolve(x, w, self.kernel[0] // 2)
 
 
 class MPFourier(nn.Module):
@@ -270,8 +269,8 @@ class Precond(Tapped):
         sigma_data = self.config.sigma_data
         total = jnp.square(sigma) + sigma_data**2
         c_skip = sigma_data**2 / total
-        c_out = sigma * sigma_data / jnp.sqrt(total)
-        c_in = 1 / jnp.sqrt(total)
+        c_in = lax.rsqrt(total)
+        c_out = sigma * sigma_data * c_in
         log_sigma = twofold.log(sigma.reshape(-1))
         c_noise = self.tap("c_noise", Twofold(log_sigma.hi / 4, log_sigma.lo / 4))
         scaled = self.tap("scaled_input", (c_in * x).astype(self.dtype))

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-LAYOUT = ("NCHW", "OIHW", "NCHW")
-
 
 def wide(dtype) -> jnp.dtype:
     """The dtype of norms, weights, embeddings and preconditioning, for activations of `dtype`."""
@@ -32,6 +30,26 @@ def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: floa
     return x / norm.astype(x.dtype)
 
 
+def convolve(
+    x: jax.Array, w: jax.Array, padding: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> jax.Array:
+    """Convolution of x [N, C, H, W] with w [out, in / groups, kh, kw]; `padding` zeros on every side.
+
+    dilation: x is spread with dilation - 1 zeros between its pixels first. Computed channels last, which is XLA's only
+    fast layout on the CPU within loops, and where it moves every convolution elsewhere.
+    """
+    y = lax.conv_general_dilated(
+        x.transpose(0, 2, 3, 1),
+        w.transpose(2, 3, 1, 0),
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return y.transpose(0, 3, 1, 2)
+
+
 def resample(x: jax.Array, taps: Sequence[float], mode: str) -> jax.Array:
     """Halve ('down') or double ('up') the resolution of x [N, C, H, W] with a separable filter of even length."""
     if mode == "keep":
@@ -46,15 +64,8 @@ def resample(x: jax.Array, taps: Sequence[float], mode: str) -> jax.Array:
         kernel, padding = kernel[::-1, ::-1] * 4, len(f) - 1 - padding
     else:
         raise ValueError(f"mode must be 'keep', 'up' or 'down', not {mode!r}")
-    return lax.conv_general_dilated(
-        x,
-        jnp.broadcast_to(jnp.asarray(kernel, x.dtype), (channels, 1, *kernel.shape)),
-        window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
-        lhs_dilation=(dilation, dilation),
-        dimension_numbers=LAYOUT,
-        feature_group_count=channels,
-    )
+    weight = jnp.broadcast_to(jnp.asarray(kernel, x.dtype), (channels, 1, *kernel.shape))
+    return convolve(x, weight, padding, stride=stride, dilation=dilation, groups=channels)
 
 
 def mp_silu(x: jax.Array) -> jax.Array:

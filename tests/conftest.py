@@ -25,9 +25,23 @@ def digits_pkl():
 
 
 @pytest.fixture(scope="session")
+def digits_guide_pkl(digits_pkl):
+    return digits_pkl.with_name("digits-guide.pkl")
+
+
+@pytest.fixture(scope="session")
 def digits_checkpoint(digits_pkl, tmp_path_factory):
-    path = tmp_path_factory.mktemp("digits") / "digits.safetensors"
-    with read_snapshot(digits_pkl) as snapshot:
+    return converted(digits_pkl, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def digits_guide_checkpoint(digits_guide_pkl, tmp_path_factory):
+    return converted(digits_guide_pkl, tmp_path_factory)
+
+
+def converted(snapshot_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp(snapshot_path.stem) / f"{snapshot_path.stem}.safetensors"
+    with read_snapshot(snapshot_path) as snapshot:
         convert(snapshot, path)
     return path
 
@@ -36,3 +50,9 @@ def digits_checkpoint(digits_pkl, tmp_path_factory):
 def digits(digits_checkpoint):
     """The digits network and its variables."""
     return jax_edm2.load(digits_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def digits_guide(digits_guide_checkpoint):
+    """An earlier snapshot of the digits network, to guide it, and its variables."""
+    return jax_edm2.load(digits_guide_checkpoint)

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify import oracle
-from converter.verify.candidate import Candidate, in_memory
+from converter.verify.candidate import Candidate
 from converter.verify.cases import Plan
 from converter.verify.oracle_job import Job
 from converter.verify.run import Options, Outcome, judge
@@ -196,28 +197,28 @@ NETWORK = [
     Fault("downsampling filter mirrored", DOWN, "resample", (OPS, "kernel = np.outer(f, f)", "kernel = np.outer(f[::-1], f[::-1])")),
     Fault("upsampling filter not mirrored", UP, "resample", (OPS, "kernel[::-1, ::-1] * 4", "kernel * 4")),
     Fault("upsampling without the factor 4", UP, "resample", (OPS, "kernel[::-1, ::-1] * 4", "kernel[::-1, ::-1]")),
-    Fault("upsampling shifted by a pixel", UP, "resample", (OPS, "padding=[(padding, padding)] * 2", "padding=[(padding + (mode == 'up'), padding - (mode == 'up'))] * 2")),
-    Fault("downsampling shifted by a pixel", DOWN, "resample", (OPS, "padding=[(padding, padding)] * 2", "padding=[(padding + (mode == 'down'), padding - (mode == 'down'))] * 2")),
+    Fault("upsampling shifted by a pixel", UP, "resample", (OPS, "return convolve(x, weight, padding,", "x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 2 + [(mode == 'up', -(mode == 'up'), 0)] * 2)\n    return convolve(x, weight, padding,")),
+    Fault("downsampling shifted by a pixel", DOWN, "resample", (OPS, "return convolve(x, weight, padding,", "x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 2 + [(mode == 'down', -(mode == 'down'), 0)] * 2)\n    return convolve(x, weight, padding,")),
     Fault("weights not normalised", EMBEDDING, "emb_noise", (NET, "w = normalize(w) * (scale", "w = w * (scale")),
     Fault("weights normalised over the wrong axes", EMBEDDING, "emb_noise", (NET, "w = normalize(w) * (scale", "w = normalize(w, 0) * (scale")),
     Fault("fan-out for fan-in", EMBEDDING, "emb_label", (NET, "1 / math.sqrt(w[0].size)", "1 / math.sqrt(w[:, 0].size)")),
     Fault("gains ignored", ENC, "emb_linear", (NET, "(scale if gain is None else gain.astype(w.dtype) * scale)", "scale")),
     Fault("gains squared", ENC, "emb_linear", (NET, "gain.astype(w.dtype) * scale", "jnp.square(gain.astype(w.dtype)) * scale")),
-    Fault("convolution kernel flipped", CONV_IN, "conv", (NET, "lax.conv_general_dilated(x, w,", "lax.conv_general_dilated(x, w[:, :, ::-1, ::-1],")),
-    Fault("convolution in bfloat16", CONV_IN, "conv", (NET, "return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=LAYOUT)",
-          "return lax.conv_general_dilated(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), (1, 1), padding, dimension_numbers=LAYOUT).astype(x.dtype)")),
-    Fault("circular padding", CONV_IN, "conv", (NET, "return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=LAYOUT)",
-          "p = self.kernel[0] // 2; return lax.conv_general_dilated(jnp.pad(x, [(0, 0), (0, 0), (p, p), (p, p)], mode='wrap'), w, (1, 1), 'VALID', dimension_numbers=LAYOUT)")),
+    Fault("convolution kernel flipped", CONV_IN, "conv", (NET, "convolve(x, w,", "convolve(x, w[:, :, ::-1, ::-1],")),
+    Fault("convolution in bfloat16", CONV_IN, "conv", (NET, "return convolve(x, w, self.kernel[0] // 2)",
+          "return convolve(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), self.kernel[0] // 2).astype(x.dtype)")),
+    Fault("circular padding", CONV_IN, "conv", (NET, "return convolve(x, w, self.kernel[0] // 2)",
+          "p = self.kernel[0] // 2; return convolve(jnp.pad(x, [(0, 0), (0, 0), (p, p), (p, p)], mode='wrap'), w, 0)")),
     Fault("sin for cos", EMBEDDING, "emb_fourier", (NET, "twofold.cos(column * freqs + phases)", "jnp.sin((column * freqs + phases).hi)")),
     Fault("Fourier features without sqrt 2", EMBEDDING, "emb_fourier", (NET, "twofold.cos(column * freqs + phases) * math.sqrt(2)", "twofold.cos(column * freqs + phases)")),
     Fault("phases forgotten", EMBEDDING, "emb_fourier", (NET, "column * freqs + phases)", "column * freqs)")),
     Fault("ln sigma / 2", INPUT, "c_noise", (NET, "Twofold(log_sigma.hi / 4, log_sigma.lo / 4)", "Twofold(log_sigma.hi / 2, log_sigma.lo / 2)")),
     Fault("log2 sigma", INPUT, "c_noise", (NET, "twofold.log(sigma.reshape(-1))", "Twofold.of(jnp.log2(sigma.reshape(-1)))")),
     Fault("ln of sigma squared", INPUT, "c_noise", (NET, "twofold.log(sigma.reshape(-1))", "twofold.log(jnp.square(sigma.reshape(-1)))")),
-    Fault("c_in of EDM without sigma_data", INPUT, "scaled_input", (NET, "c_in = 1 / jnp.sqrt(total)", "c_in = 1 / jnp.sqrt(jnp.square(sigma) + 1)")),
+    Fault("c_in of EDM without sigma_data", INPUT, "scaled_input", (NET, "c_in = lax.rsqrt(total)", "c_in = lax.rsqrt(jnp.square(sigma) + 1)")),
     Fault("c_in forgotten", INPUT, "scaled_input", (NET, "(c_in * x).astype(self.dtype)", "x.astype(self.dtype)")),
     Fault("c_skip of sigma, not squared", OUTPUT, "denoised", (NET, "c_skip = sigma_data**2 / total", "c_skip = sigma_data / total")),
-    Fault("c_out of EDM1's sampler", OUTPUT, "denoised", (NET, "c_out = sigma * sigma_data / jnp.sqrt(total)", "c_out = sigma / jnp.sqrt(total)")),
+    Fault("c_out of EDM1's sampler", OUTPUT, "denoised", (NET, "c_out = sigma * sigma_data * c_in", "c_out = sigma * c_in")),
     Fault("skip connection of the denoiser forgotten", OUTPUT, "denoised", (NET, "c_skip * x + c_out * raw.astype(full)", "c_out * raw.astype(full)")),
     Fault("F returned for D", OUTPUT, "denoised", (NET, "c_skip * x + c_out * raw.astype(full)", "raw.astype(full)")),
     Fault("sigma_data 0.5 whatever the configuration", INPUT, "scaled_input", (NET, "sigma_data = self.config.sigma_data", "sigma_data = 0.5")),
@@ -286,8 +287,8 @@ BEYOND = [
     Fault("EMA of the old value", "gradients", "ema/", (TRAIN, "old + (new - old) * (1 - keep)", "old + (new - old) * keep")),
     Fault("gains without a gradient", "gradients", "gain", (NET, "gain.astype(w.dtype) * scale", "jax.lax.stop_gradient(gain).astype(w.dtype) * scale")),
     Fault("clipping without a gradient", "gradients", "", (NET, "x = jnp.clip(x,", "x = x - jax.lax.stop_gradient(x) * 0.5 - 0.5 * x + jnp.clip(jax.lax.stop_gradient(x),")),
-    Fault("Euler for Heun", "trajectory", "", (SAMPLE, "x = x + (after - sigma) * (slope + corrected) / 2", "x = euler")),
-    Fault("corrector's slope at the old noise level", "trajectory", "", (SAMPLE, "denoise(euler, after)) / after", "denoise(euler, sigma)) / after")),
+    Fault("Euler for Heun", "trajectory", "", (SAMPLE, "(state.slope + slope) / 2, slope)", "state.slope, slope)")),
+    Fault("corrector's slope at the old noise level", "trajectory", "", (SAMPLE, "rows.append((end, end - start, 1,", "rows.append((start, end - start, 1,")),
     Fault("schedule with rho 6", "trajectory", "", (SAMPLE, "rho: float = 7.0", "rho: float = 6.0")),
     Fault("schedule ends at sigma_min", "trajectory", "", (SAMPLE, "+ [0.0]", "+ [sigma_min]")),
 ]  # fmt: skip

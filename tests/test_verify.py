@@ -12,9 +12,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify import throughput
-from converter.verify.candidate import Candidate, in_memory
+from converter.verify.candidate import Candidate
 from converter.verify.cases import Plan, make_case
 from converter.verify.precision import probe_jax, probe_torch, probe_verdict
 from converter.verify.run import Options, judge
@@ -54,19 +55,11 @@ def rounded_to_tf32(x):
     return jax.lax.bitcast_convert_type((bits + jnp.uint32(1 << 12)) & jnp.uint32(0xFFFFE000), jnp.float32)
 
 
-class Tf32Lax:
-    """jax.lax on a GPU whose convolutions use TF32."""
-
-    def __getattr__(self, name):
-        return getattr(jax.lax, name)
-
-    def conv_general_dilated(self, x, w, *args, **kwargs):
-        return jax.lax.conv_general_dilated(rounded_to_tf32(x), rounded_to_tf32(w), *args, **kwargs)
-
-
 def test_tf32_left_on_in_jax_is_inconclusive(laboratory, monkeypatch):
     assert probe_verdict(probe_jax(), "float32") is None
-    monkeypatch.setattr(jax_network, "lax", Tf32Lax())
+    convolve = jax_network.convolve
+    rounded = lambda x, w, padding: convolve(rounded_to_tf32(x), rounded_to_tf32(w), padding)  # noqa: E731
+    monkeypatch.setattr(jax_network, "convolve", rounded)
     outcome = judged(laboratory)
     assert outcome.exit_code == 3
     assert "a convolution in JAX computes 1 + 2^-12 as 1.0000000: float32 is not strict" in outcome.reasons[0]

@@ -20,9 +20,10 @@ import jax
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
+from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify import oracle
-from converter.verify.candidate import Candidate, in_memory
+from converter.verify.candidate import Candidate
 from converter.verify.cases import Plan
 from converter.verify.oracle_job import Job
 from converter.verify.run import Options, Outcome, judge

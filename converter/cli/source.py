@@ -51,13 +51,17 @@ class Fetching:
     def bring(self, location: Location) -> Path:
         """The path of a snapshot on this disk. Raises: ConverterError, OSError."""
         if location.remote:
-            from converter.download import fetch
-
-            return fetch(location.text, self.cache, sha256=self.sha256, offline=self.offline, check=_check)
+            return self.fetch(location.text, _check, self.sha256)
         path = Path(location.text)
         if self.sha256 is not None and path.is_file() and (found := sha256(path)) != self.sha256.lower():
             raise CacheError(f"{path}: its sha256 is {found}, not {self.sha256.lower()} as demanded")
         return path
+
+    def fetch(self, url: str, check: Callable[[Path], object], sha256: str | None = None) -> Path:
+        """The path of any URL's file, which `check` must find sound. Raises: ConverterError, OSError."""
+        from converter.download import fetch
+
+        return fetch(url, self.cache, sha256=sha256, offline=self.offline, check=check)
 
 
 def _check(path: Path):

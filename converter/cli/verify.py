@@ -4,19 +4,20 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import re
 import sys
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
+from converter.cli.devices import start
 from converter.cli.run import run
+from converter.cli.seeds import Seeds
 from converter.cli.source import Fetching, locate
 from converter.cli.source import options as source_options
 from converter.snapshot import read_snapshot
 from converter.verify.cases import SIGMAS, Plan
-from converter.verify.run import CHECKS, Options, VerifyError, run_oracle, torch_device, verify
+from converter.verify.run import CHECKS, Options, run_oracle, torch_device, verify
 from converter.verify.throughput import multiply_accumulates
 from jax_edm2 import __version__
 from jax_edm2.files import whole_or_nothing
@@ -40,23 +41,6 @@ Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input tha
 """
 STEPS, LARGE = 32, 75e9  # multiply-accumulates of one evaluation: XS has 45e9, S 101e9
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
-
-
-class Numbers(click.ParamType):
-    """Seeds: 0-3,7."""
-
-    name = "LIST"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        seeds: list[int] = []
-        for part in value.split(","):
-            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
-            if not match or int(match[2] or match[1]) < int(match[1]) or int(match[2] or 0) - int(match[1]) > 10_000:
-                self.fail(f"{value!r} is no list of seeds such as 0-3,7", param, ctx)
-            seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-        return tuple(dict.fromkeys(seeds))
 
 
 class Sigmas(click.ParamType):
@@ -111,7 +95,7 @@ class Checks(click.ParamType):
 @click.option(
     "--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="And throughput; or all."
 )
-@click.option("--seeds", type=Numbers(), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7.")
+@click.option("--seeds", type=Seeds(), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7.")
 @click.option(
     "--sigmas",
     type=Sigmas(),
@@ -226,15 +210,7 @@ def _start_jax(options: Options):
     unknown = set_xla_flags(xla_flags(options.plan.precision, options.device))
     if unknown:
         click.echo(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
-    import jax
-
-    if options.device != "auto":
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(options.device, options.device))
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX raises either
-        text = " ".join(str(error).split())
-        raise VerifyError(f"JAX finds no {options.device} here ({text:.200}); try --device cpu") from None
+    start(options.device)
 
 
 @contextlib.contextmanager

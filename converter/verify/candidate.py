@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from converter.errors import ConverterError
-from converter.names import jax_path, torch_name
+from converter.names import torch_name
 from converter.snapshot import Snapshot
 from converter.verify.cases import STEP, Case, Plan, make_case, trajectory_start
 from converter.verify.jax_taps import TappedNetwork
@@ -359,9 +359,3 @@ def _like(exact: np.ndarray, value):
         hi = exact.astype(value.hi.dtype)
         return Twofold(jnp.asarray(hi), jnp.asarray((exact - hi).astype(value.hi.dtype)))
     return jnp.asarray(exact.astype(value.dtype))
-
-
-def in_memory(snapshot: Snapshot) -> dict[str, Any]:
-    """The variables that converting a snapshot would give, as float32."""
-    leaves = {jax_path(name): np.asarray(snapshot.read(name), np.float32) for name in snapshot.tensors}
-    return unflatten_dict({path: jnp.asarray(value) for path, value in leaves.items()}, sep="/")

@@ -105,9 +105,7 @@ def probe_jax() -> dict[str, float]:
 
     @jax.jit
     def probe(value, weight):
-        convolved = network.lax.conv_general_dilated(
-            value, weight, (1, 1), [(0, 0)] * 2, dimension_numbers=network.LAYOUT
-        )
+        convolved = network.convolve(value, weight, 0)
         return jnp.mean(convolved) / TERMS, jnp.mean(value[0, :, 0].T @ weight[:, :, 0, 0]) / TERMS
 
     value = np.full((1, TERMS, 16, 16), PROBE, np.float32)

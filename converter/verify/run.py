@@ -154,7 +154,8 @@ def load_candidate(options: Options, precision: str, config: EDM2Config, snapsho
     """The network of the checkpoint, or of the snapshot converted in memory."""
     import jax.numpy as jnp
 
-    from converter.verify.candidate import Candidate, in_memory
+    from converter.convert import in_memory
+    from converter.verify.candidate import Candidate
     from jax_edm2.checkpoint import load
     from jax_edm2.network import Precond
 

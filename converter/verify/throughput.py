@@ -203,8 +203,8 @@ def _jax_ways(job: Job):
     import jax
     import jax.numpy as jnp
 
+    from converter.convert import in_memory
     from converter.snapshot import read_snapshot
-    from converter.verify.candidate import in_memory
     from converter.verify.cases import Plan, make_case
     from converter.verify.precision import jax_precision
     from jax_edm2.folding import fold

@@ -1,0 +1,379 @@
+"""edm2-sample: the pictures of NVlabs' generate_images.py, seed by seed, from a checkpoint or a snapshot."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter import presets
+from converter.cli.devices import Cluster, start
+from converter.cli.run import run
+from converter.cli.seeds import Seeds
+from converter.cli.source import Fetching, Location, locate
+from converter.cli.source import options as source_options
+from converter.cli.vae import find_vae
+from converter.errors import ConverterError
+from converter.networks import LoadedNetwork, is_checkpoint, load_network
+from jax_edm2 import __version__
+from jax_edm2.checkpoint import read_record
+
+if TYPE_CHECKING:
+    from jax_edm2.generation import Generator
+    from jax_edm2.sampling import Settings
+
+WRITERS = 4  # threads that write pictures
+
+EPILOG = """\b
+Examples:
+  edm2-sample --preset=edm2-img512-s-guid-dino --outdir=out
+  edm2-sample --preset=edm2-img64-s-fid --outdir=out --subdirs --seeds=0-49999 --batch=128
+  edm2-sample --net=golden/digits.pkl --outdir=out --seeds=0-99 --grid
+  edm2-sample --net=digits.safetensors --outdir=out --class=7 --sampler=dpmpp-2m --steps=16
+  edm2-sample --net=golden/digits.pkl --gnet=golden/digits-guide.pkl --guidance=1.5 --outdir=out
+\b
+Two processes, each with all of its devices (on Slurm and TPU pods, --distributed alone):
+  edm2-sample --net=digits.safetensors --outdir=out --seeds=0-999 \\
+      --coordinator=host0:1234 --num-processes=2 --process-id=0
+
+\b
+Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted; pictures
+that are finished are kept, and --skip-existing goes on from there.
+"""
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+class SampleError(ConverterError):
+    """Sampling that cannot be done as asked."""
+
+
+class Interval(click.ParamType):
+    """Noise levels LO,HI."""
+
+    name = "LO,HI"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        try:
+            lo, hi = (float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r:.100} is no interval of noise levels such as 0.28,2.9", param, ctx)
+        return lo, hi
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The flags that say what is made of what."""
+
+    net: Location
+    guide: Location | None
+    guidance: float | None
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    class_idx: int | None
+    batch: int
+    rng: str
+    precision: str
+    nvlabs_rounding: bool
+    vae: str | None
+    vae_batch: int
+    latents: bool
+
+
+@click.command(name="edm2-sample", epilog=EPILOG, context_settings={"max_content_width": 100})
+@source_options
+@click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl).")
+@click.option("--gnet", metavar="PATH|URL", help="Guiding network.  [default: the preset's, or the checkpoint's]")
+@click.option("--guidance", type=float, help="Its strength; 1 is no guidance.  [default: likewise]")
+@click.option("--guidance-interval", type=Interval(), help="Guide at these noise levels only: above LO, up to HI.")
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures.")
+@click.option("--subdirs", is_flag=True, help="Make a folder for every 1000 seeds.")
+@click.option("--seeds", type=Seeds(10_000_000), default="16-19", show_default=True, help="A picture each: 1,2,5-10.")
+@click.option("--class", "class_idx", type=click.IntRange(min=0), help="Class label.  [default: random]")
+@click.option(
+    "--batch", type=click.IntRange(1, 65536), default=32, show_default=True, help="Most pictures at once on a device."
+)
+@click.option(
+    "--steps", "num_steps", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Sampling steps."
+)
+@click.option("--sigma_min", type=POSITIVE, default=0.002, show_default=True, help="Lowest noise level.")
+@click.option("--sigma_max", type=POSITIVE, default=80, show_default=True, help="Highest noise level.")
+@click.option("--rho", type=POSITIVE, default=7, show_default=True, help="Exponent of the noise levels.")
+@click.option("--S_churn", "S_churn", type=click.FloatRange(min=0), default=0, show_default=True, help="Stochasticity.")
+@click.option("--S_min", "S_min", type=click.FloatRange(min=0), default=0, show_default=True, help="Its lowest level.")
+@click.option(
+    "--S_max",
+    "S_max",
+    type=click.FloatRange(min=0),
+    default=float("inf"),
+    show_default=True,
+    help="Its highest level.",
+)
+@click.option("--S_noise", "S_noise", type=float, default=1, show_default=True, help="Inflation of its noise.")
+@click.option(
+    "--sampler", type=click.Choice(["heun", "euler", "dpmpp-2m"]), default="heun", show_default=True,
+    help="heun is NVlabs'; the others take half the time for a step.",
+)  # fmt: skip
+@click.option(
+    "--rng", type=click.Choice(["torch-cuda", "torch-cpu", "jax"]), default="torch-cuda", show_default=True,
+    help="Whose random numbers; generate_images.py uses torch's on CUDA.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto", show_default=True,
+    help="Of activations. auto: on a GPU float16 where generate_images.py would; else float32, without TF32.",
+)  # fmt: skip
+@click.option(
+    "--nvlabs-rounding", is_flag=True,
+    help="Round gains to float16 as generate_images.py does, which changes the network's output by some 2e-4.",
+)  # fmt: skip
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "gpu", "tpu"]),
+    default="auto",
+    show_default=True,
+    help="All of that kind are used.",
+)
+@click.option(
+    "--vae", metavar="PATH|URL", help="diffusers' folder or safetensors file.  [default: what the network names]"
+)
+@click.option(
+    "--vae-batch",
+    type=click.IntRange(1, 1024),
+    default=4,
+    show_default=True,
+    help="Latents decoded at once on a device.",
+)
+@click.option("--latents", is_flag=True, help="Save what the network gives as float32 arrays (.npy), not as pictures.")
+@click.option("--grid", is_flag=True, help="Also make a contact sheet of the first 400 pictures, OUTDIR/grid.png.")
+@click.option("--skip-existing", is_flag=True, help="Leave out seeds whose picture is there already.")
+@click.option("--distributed", is_flag=True, help="This is one of several processes, which a cluster started.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Of process 0, where there is no such cluster.")
+@click.option("--num-processes", type=click.IntRange(1), help="How many processes there are.")
+@click.option("--process-id", type=click.IntRange(0), help="Which of them this is.")
+@click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
+@click.version_option(__version__)
+def edm2_sample(
+    preset, sha256, cache_dir, offline, net, gnet, guidance, outdir, subdirs, seeds, class_idx, batch, rng, precision,
+    nvlabs_rounding, device, vae, vae_batch, latents, grid, skip_existing, distributed, coordinator, num_processes,
+    process_id, json_, **settings,
+):  # fmt: skip
+    """Draw pictures with an EDM2 network: the flags of NVlabs' generate_images.py, and for a seed its picture.
+
+    The network is a --preset's, or --net. Pictures are named by their seed.
+    """
+    cluster = _cluster(distributed, coordinator, num_processes, process_id)
+    if grid and (latents or cluster):
+        raise click.UsageError("--grid goes with neither --latents nor several processes")
+    location, guide, guidance = _which(preset, net, gnet, guidance)
+    if sha256 is not None and guide is not None:
+        raise click.UsageError("--sha256 is for one file, and with a guide there are two")
+    request = _Request(
+        location, guide, guidance, settings, seeds, class_idx, batch, rng, precision, nvlabs_rounding, vae, vae_batch,
+        latents,
+    )  # fmt: skip
+    _settings(request, guidance or 1.0)  # wrong ones are known before anything is fetched
+    from converter.pictures import Folder, contact_sheet
+
+    folder = Folder(outdir, subdirs=subdirs, suffix=".npy" if latents else ".png")
+    fetching = Fetching(sha256, cache_dir, offline)
+    start(device, cluster)
+    generator, about = _prepare(request, fetching)
+    report = _run(request, generator, folder, about, skip_existing)
+    report["outdir"] = str(outdir)
+    if grid:
+        contact_sheet([folder.file(seed) for seed in seeds], outdir / "grid.png")
+    if json_:
+        click.echo(json.dumps({**report, **about}, sort_keys=True))
+        return
+    kind, there = "arrays" if latents else "pictures", report["skipped"]
+    skipped = f", {there} there already" if there else ""
+    click.echo(f"{outdir}: {report['written']} {kind}{skipped}, {report['seconds']:.1f} s")
+    if grid:
+        click.echo(f"{outdir / 'grid.png'}")
+
+
+def _cluster(distributed, coordinator, num_processes, process_id) -> Cluster | None:
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise click.UsageError("--coordinator, --num-processes and --process-id go together")
+    if all(given) and process_id >= num_processes:
+        raise click.UsageError(f"--process-id {process_id} is not below --num-processes {num_processes}")
+    return Cluster(coordinator, num_processes, process_id) if distributed or all(given) else None
+
+
+def _which(preset, net, gnet, guidance) -> tuple[Location, Location | None, float | None]:
+    """The network, its guide, and how strong that guides: of the flags, else of the preset, else of the checkpoint."""
+    found = None
+    if preset is not None:
+        preset_net, found = locate(None, preset)
+    elif net is None:
+        raise click.UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
+    location = _location(net) if net is not None else preset_net
+    guide = _location(gnet) if gnet is not None else None
+    if found is not None and found.guide:
+        guide = guide or Location(presets.url(found.guide))
+        guidance = found.guidance if guidance is None else guidance
+    path = Path(location.text)
+    if not location.remote and is_checkpoint(path) and path.exists() and (guide is None or guidance is None):
+        sampler = read_record(path).sampler
+        if sampler.guide is not None and guidance != 1:
+            guide = guide or Location(str(path.with_name(sampler.guide)))
+            guidance = sampler.guidance if guidance is None else guidance
+    if guidance not in (None, 1) and guide is None:
+        raise click.UsageError("--guidance needs a guiding network: --gnet, or a guided preset")
+    if guide is not None and guidance is None:
+        raise click.UsageError("--gnet needs --guidance, a number such as 1.5")
+    return location, guide if guidance != 1 else None, guidance
+
+
+def _location(text: str) -> Location:
+    location = Location(text)
+    if not location.remote and not Path(text).exists():
+        raise click.UsageError(f"{text}: there is no such file or folder")
+    return location
+
+
+def _settings(request: _Request, guidance: float) -> "Settings":
+    from jax_edm2.sampling import Churn, Settings
+
+    values = dict(request.settings)
+    churn = Churn(**{name: values.pop(name) for name in ("S_churn", "S_min", "S_max", "S_noise")})
+    interval = values.pop("guidance_interval")
+    if interval is not None and guidance == 1:
+        raise click.UsageError("--guidance-interval needs --guidance")
+    try:
+        return Settings(**values, guidance=guidance, churn=churn, **({"interval": interval} if interval else {}))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+# Networks
+
+
+def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[str, Any]]":
+    """The generator, and what is said in every picture about where it comes from."""
+    import jax
+
+    from jax_edm2.decoding import make_decoder
+    from jax_edm2.generation import Generator
+
+    settings = _settings(request, request.guidance or 1.0)
+    main = _load(request, fetching, request.net)
+    guide = None if request.guide is None else _load(request, fetching, request.guide)
+    dtype = jax.numpy.dtype(main.net.dtype)
+    if dtype == jax.numpy.float32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        decoder = None
+        if not request.latents:
+            vae = find_vae(main.record.encoder, request.vae, fetching)
+            decoder = make_decoder(main.record.encoder, vae, request.vae_batch)
+        generator = Generator(
+            main.net, main.variables, guide=(guide.net, guide.variables) if guide else None, settings=settings,
+            rng=request.rng, class_idx=request.class_idx, decoder=decoder,
+        )  # fmt: skip
+    except ValueError as error:
+        raise SampleError(f"{main.name}: {error}" if not guide else f"{main.name}, {guide.name}: {error}") from None
+    about = {
+        "network": {"name": main.name, "digest": main.record.digest},
+        "guide": {"name": guide.name, "digest": guide.record.digest} if guide else None,
+        "settings": dataclasses.asdict(settings),
+        "rng": request.rng,
+        "precision": dtype.name,
+        "nvlabs_rounding": request.nvlabs_rounding,
+        "edm2_jax": __version__,
+    }
+    return generator, about
+
+
+def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNetwork:
+    import jax
+
+    from jax_edm2.folding import nvlabs_gains
+
+    def dtype(record):
+        if request.precision != "auto":
+            return request.precision
+        return "float16" if jax.default_backend() == "gpu" and record.config.use_fp16 else "float32"
+
+    path = Path(location.text) if not location.remote else fetching.bring(location)
+    loaded = load_network(path, location.name, dtype)
+    if request.nvlabs_rounding:
+        loaded = dataclasses.replace(loaded, variables=nvlabs_gains(loaded.variables))
+    return loaded
+
+
+# Pictures
+
+
+@dataclass
+class _Progress:
+    """Writes pictures in threads and counts them."""
+
+    folder: Any
+    bar: Any
+    pool: ThreadPoolExecutor
+    written: int = 0
+    pending: list[Future] = field(default_factory=list)
+
+    def submit(self, batch, arrays, about):
+        self.settle()
+        for i, seed in enumerate(batch.seeds):
+            note = {"Software": f"edm2-jax {__version__}", "seed": str(seed)}
+            note |= {} if batch.classes is None else {"class": str(batch.classes[i])}
+            self.pending.append(self.pool.submit(self.folder.write, seed, arrays[i], {**note, "edm2": about}))
+
+    def settle(self):
+        """Wait for what is being written; the first error of it is raised."""
+        for future in self.pending:
+            future.result()
+            self.written += 1
+            self.bar.update()
+        self.pending.clear()
+
+
+def _run(request: _Request, generator: "Generator", folder, about: dict[str, Any], skip: bool) -> dict[str, Any]:
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from jax_edm2.generation import share
+
+    mine = share(request.seeds, jax.process_index(), jax.process_count())
+    todo = [seed for seed in mine if not (skip and folder.file(seed).exists())]
+    began = time.perf_counter()
+    silent = not sys.stderr.isatty() or jax.process_index() > 0
+    with (
+        tqdm(total=len(todo), unit="image", file=sys.stderr, disable=silent, leave=False) as bar,
+        ThreadPoolExecutor(WRITERS) as pool,
+    ):
+        progress = _Progress(folder, bar, pool)
+        try:
+            for batch in generator(todo, request.batch):
+                arrays = batch.latents if request.latents else batch.pictures
+                progress.submit(batch, np.asarray(arrays), about)
+            progress.settle()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            done = sum(not future.cancelled() and future.exception() is None for future in progress.pending)
+            if not silent or progress.written + done:
+                with contextlib.suppress(OSError):
+                    click.echo(f"{progress.written + done} of {len(todo)} are finished in {folder.path}", err=True)
+            raise
+    return {"written": progress.written, "skipped": len(mine) - len(todo), "seconds": time.perf_counter() - began}
+
+
+def main():
+    run(edm2_sample)
+
+
+if __name__ == "__main__":
+    main()

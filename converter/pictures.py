@@ -1,0 +1,95 @@
+"""PNG files: named by seed, with a note of how they were made, and contact sheets of them."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from converter.errors import ConverterError
+from jax_edm2.files import scratch, whole_or_nothing
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ON_A_SHEET = 400  # pictures
+TILE, GAP = 48, 2  # pixels: small pictures are enlarged to at least TILE
+
+
+class PictureError(ConverterError):
+    """A picture that cannot be written or read."""
+
+
+class Folder:
+    """Where the pictures or arrays of many seeds go; each appears whole or not at all."""
+
+    def __init__(self, path: Path, *, subdirs: bool = False, suffix: str = ".png"):
+        """subdirs: a folder for every 1,000 seeds, as NVlabs' generate_images.py makes them. Raises: OSError."""
+        self.path, self.subdirs, self.suffix = path, subdirs, suffix
+        path.mkdir(parents=True, exist_ok=True)
+        self._scratch = scratch(path / "picture")
+        self._scratch.touch()  # an unwritable folder is known now, and not after an hour
+        self._scratch.unlink()
+
+    def file(self, seed: int) -> Path:
+        folder = self.path / f"{seed // 1000 * 1000:06d}" if self.subdirs else self.path
+        return folder / f"{seed:06d}{self.suffix}"
+
+    def write(self, seed: int, array: np.ndarray, about: dict[str, Any]) -> Path:
+        """Save one seed's array [C, H, W]: a uint8 picture as PNG, with `about` as text; anything else as .npy."""
+        target, temporary = self.file(seed), self._scratch.with_name(f"{self._scratch.name}-{seed}")
+        target.parent.mkdir(exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                if self.suffix == ".npy":
+                    np.save(file, array)
+                else:
+                    _image(array).save(file, "PNG", pnginfo=_note(about))
+            os.replace(temporary, target)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+
+def _image(array: np.ndarray) -> Image.Image:
+    channels = array.shape[0]
+    if channels not in MODES:
+        raise PictureError(f"images of {channels} channels cannot be PNG files; --latents saves them as arrays")
+    return Image.fromarray(array.transpose(1, 2, 0) if channels > 1 else array[0], MODES[channels])
+
+
+def _note(about: dict[str, Any]) -> PngInfo:
+    note = PngInfo()
+    for name, value in about.items():
+        note.add_text(name, value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+    return note
+
+
+def contact_sheet(paths: Sequence[Path], target: Path):
+    """One picture of the first ON_A_SHEET of many, in rows, as square as it gets. Raises: PictureError, OSError."""
+    images = []
+    for path in paths[:ON_A_SHEET]:
+        try:
+            with Image.open(path) as opened:
+                images.append(opened.copy())
+        except OSError as error:
+            raise PictureError(f"{path}: is no picture ({error}); remove it") from None
+    if len(sizes := {(image.size, image.mode) for image in images}) > 1:
+        raise PictureError(f"{target}: {len(sizes)} kinds of pictures do not go on one sheet; leave out --grid")
+    width, height = images[0].size
+    scale = max(1, -(-TILE // width))
+    width, height = width * scale, height * scale
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = -(-len(images) // columns)
+    size = columns * (width + GAP) + GAP, rows * (height + GAP) + GAP
+    sheet = Image.new(images[0].mode, size, "white")
+    for i, image in enumerate(images):
+        place = GAP + i % columns * (width + GAP), GAP + i // columns * (height + GAP)
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
+    with whole_or_nothing(target, overwrite=True) as temporary:
+        sheet.save(temporary, "PNG")

@@ -1,0 +1,57 @@
+"""From a network's outputs to pictures, as NVlabs' encoders decode them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jax_edm2.record import Encoder
+from jax_edm2.vae import VAEDecoder
+
+PIXELS, VAE = "StandardRGBEncoder", "StabilityVAEEncoder"  # kinds of Encoder
+
+Decode = Callable[[Any, jax.Array], jax.Array]
+
+
+def decode_pixels(_params: Any, x: jax.Array) -> jax.Array:
+    """Images from -1 to 1 to uint8, truncated: [N, C, H, W]."""
+    return jnp.clip(x * 127.5 + 128, 0, 255).astype(jnp.uint8)
+
+
+def raw_latents(encoder: Encoder, x: jax.Array) -> jax.Array:
+    """Whitened latents [N, C, h, w], as networks are trained on, to the VAE's own: (x - bias) / scale."""
+    scale, bias = (np.asarray(values, np.float32)[:, None, None] for values in (encoder.scale, encoder.bias))
+    return (x - bias) / scale
+
+
+def make_decoder(
+    encoder: Encoder | None, vae: tuple[VAEDecoder, Any] | None = None, batch: int = 4
+) -> tuple[Decode, Any]:
+    """(decode, params): decode(params, x) turns a network's outputs [N, C, H, W] into uint8 pictures.
+
+    encoder: of the checkpoint's record; None is for pixels. vae: what `load_vae` gave, for latents. batch: how many
+    the VAE decodes at once, which bounds its memory.
+    Raises: ValueError for an encoder that is not known, or a VAE that is missing or does not fit it.
+    """
+    if encoder is None or encoder.kind == PIXELS:
+        return decode_pixels, ()
+    if encoder.kind != VAE or encoder.scale is None or encoder.bias is None:
+        raise ValueError(f"nobody here knows how to decode what a {encoder.kind} encodes")
+    if vae is None:
+        raise ValueError("latents take a VAE to become pictures")
+    decoder, params = vae
+    if decoder.config.latent_channels != len(encoder.scale):
+        raise ValueError(
+            f"the VAE decodes {decoder.config.latent_channels} channels, and the latents have {len(encoder.scale)}"
+        )
+
+    def decode(params, x):
+        def decode_one(z):
+            return (jnp.clip(decoder(params, z[None])[0], 0, 1) * 255).astype(jnp.uint8)
+
+        return lax.map(decode_one, raw_latents(encoder, x), batch_size=batch)
+
+    return decode, params

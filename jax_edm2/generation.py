@@ -1,0 +1,184 @@
+"""From seeds to pictures, on all devices. Every seed has random draws of its own, whatever is computed beside it."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_edm2.config import EDM2Config
+from jax_edm2.decoding import Decode
+from jax_edm2.folding import fold
+from jax_edm2.network import Precond
+from jax_edm2.sampling import DEFAULT, Network, Settings, check_guide, trajectory
+from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
+
+AXIS = "data"
+
+
+class Streams(Protocol):
+    """A stream of random numbers for every seed."""
+
+    def randn(self, shape: Sequence[int]) -> Any:
+        """Standard normal float32 [seeds, *shape]."""
+
+    def randint(self, high: int) -> Any:
+        """Integers from 0 to high - 1, one per seed: [seeds]."""
+
+
+class JaxStreams:
+    """JAX's own generator, Threefry, with a key for every seed mod 2^32."""
+
+    def __init__(self, seeds: Sequence[int]):
+        self._keys = jax.vmap(jax.random.key)(np.asarray([seed % UINT32 for seed in seeds], np.uint32))
+        self._draws = 0
+
+    def randn(self, shape: Sequence[int]) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.normal(key, tuple(shape), jnp.float32))(self._next())
+
+    def randint(self, high: int) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.randint(key, (), 0, high))(self._next())
+
+    def _next(self):
+        self._draws += 1
+        return jax.vmap(functools.partial(jax.random.fold_in, data=self._draws))(self._keys)
+
+
+RNGS = {"torch-cuda": TorchCUDA, "torch-cpu": TorchCPU, "jax": JaxStreams}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a batch of images is made from."""
+
+    noise: np.ndarray  # unit noise, float32 [N, C, H, W]
+    classes: np.ndarray | None  # int64 [N]; None for an unconditional network
+    churn_noise: np.ndarray | None  # unit noise, float32 [draws, N, C, H, W]
+
+    @classmethod
+    def of(
+        cls, config: EDM2Config, seeds: Sequence[int], *, rng="torch-cuda", class_idx: int | None = None, churn_draws=0
+    ) -> "Draw":
+        """In the order of NVlabs' generate_images.py: the noise, the class, the noise of every step that churns.
+
+        class_idx replaces the class after it has been drawn, if the network has classes.
+        """
+        streams: Streams = RNGS[rng](seeds)
+        shape = config.img_channels, config.img_resolution, config.img_resolution
+        noise, classes = np.asarray(streams.randn(shape)), None
+        if config.label_dim:
+            classes = np.asarray(streams.randint(config.label_dim), np.int64)
+            if class_idx is not None:
+                classes[:] = class_idx
+        churn = [np.asarray(streams.randn(shape)) for _ in range(churn_draws)]
+        return cls(noise, classes, np.stack(churn) if churn else None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that have been computed, or soon will be: JAX returns before its devices are done."""
+
+    seeds: list[int]
+    classes: list[int] | None
+    latents: jax.Array  # what the network draws, float32 [N, C, H, W]; beyond the number of seeds it is padding
+    pictures: jax.Array | None  # uint8 [N, C, H, W], where there is a decoder
+
+
+class Generator:
+    """A network made ready on a set of devices: generator(seeds) yields batches.
+
+    Raises: ValueError if the guide does not fit or is missing, or the class is out of range.
+    """
+
+    def __init__(
+        self,
+        net: Precond,
+        variables: Any,
+        *,
+        guide: Network | None = None,
+        settings: Settings = DEFAULT,
+        rng: str = "torch-cuda",
+        class_idx: int | None = None,
+        decoder: tuple[Decode, Any] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """guide: as for `sample`. rng: one of RNGS. decoder: of `make_decoder`. devices: by default all local ones."""
+        label_dim = net.config.label_dim
+        if class_idx is not None and not 0 <= class_idx < label_dim:
+            known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
+            raise ValueError(f"class {class_idx} is out of range: the network has {known}")
+        if settings.guidance != 1 and guide is None:
+            raise ValueError(f"guidance {settings.guidance:g} needs a guide")
+        if settings.guidance == 1:
+            guide = None
+        if guide is not None:
+            check_guide(net, guide[0])
+        self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
+        self.devices = list(devices or jax.local_devices())
+        mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+        everywhere, shared, churn = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+        self._replicated, self._shared, self._churn = (NamedSharding(mesh, p) for p in (everywhere, shared, churn))
+        folded = fold(net, variables)
+        folded_guide = fold(*guide) if guide else (None, None)
+        nets, both = zip(folded, folded_guide, strict=True)
+        self._variables = jax.device_put(both, self._replicated)
+
+        # Each device runs the very program that it would run alone: pictures do not depend on how many there are.
+        def parallel(function, *in_specs):
+            return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=shared, check_vma=False))
+
+        self._run = parallel(functools.partial(trajectory, nets, settings), everywhere, shared, shared, churn)
+        self._decode = None
+        if decoder is not None:
+            params = jax.device_put(decoder[1], self._replicated)
+            self._decode = functools.partial(parallel(decoder[0], everywhere, shared), params)
+
+    def batch_size(self, count: int, largest: int) -> int:
+        """Images per device, for `count` of them in as few equal batches as there can be; at most `largest`."""
+        devices = len(self.devices)
+        batches = -(-count // (largest * devices))
+        return -(-count // (batches * devices)) if count else 0
+
+    def __call__(self, seeds: Sequence[int], batch: int = 32) -> Iterator[Batch]:
+        """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded."""
+        size = self.batch_size(len(seeds), batch) * len(self.devices)
+        pending = None
+        for start in range(0, len(seeds), size or 1):
+            following = self._begin(list(seeds[start : start + size]), size)
+            if pending is not None:
+                yield pending
+            pending = following
+        if pending is not None:
+            yield pending
+
+    def _begin(self, seeds: list[int], size: int) -> Batch:
+        draw = Draw.of(
+            self.config, seeds, rng=self.rng, class_idx=self.class_idx, churn_draws=self.settings.churn_draws
+        )
+
+        def put(array, sharding, axis=0):
+            if array is None:
+                return None
+            padding = [(0, size - len(seeds) if i == axis else 0) for i in range(array.ndim)]
+            return jax.device_put(np.pad(array, padding, mode="edge"), sharding)
+
+        labels = None if draw.classes is None else np.eye(self.config.label_dim, dtype=np.float32)[draw.classes]
+        latents = self._run(
+            self._variables,
+            put(draw.noise, self._shared),
+            put(labels, self._shared),
+            put(draw.churn_noise, self._churn, axis=1),
+        )
+        pictures = None if self._decode is None else self._decode(latents)
+        return Batch(seeds, None if draw.classes is None else draw.classes.tolist(), latents, pictures)
+
+
+def share(seeds: Sequence[int], index: int, count: int) -> list[int]:
+    """The part of the seeds that process `index` of `count` takes: even parts, in order."""
+    bounds = [math.ceil(len(seeds) * i / count) for i in (index, index + 1)]
+    return list(seeds[slice(*bounds)])
