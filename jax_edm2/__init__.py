@@ -14,28 +14,47 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jax_edm2.checkpoint import CheckpointError, load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
-    from jax_edm2.folding import fold
+    from jax_edm2.decoding import make_decoder
+    from jax_edm2.folding import fold, nvlabs_gains
+    from jax_edm2.generation import Generator
     from jax_edm2.network import Precond, PrecondUNet, UNet
     from jax_edm2.record import Record
-    from jax_edm2.sampling import heun_states, noise_levels
+    from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+    from jax_edm2.torch_random import TorchCPU, TorchCUDA
     from jax_edm2.training import denoising_loss, project_to_sphere, update_average
+    from jax_edm2.vae import VAEDecoder, VAEError, load_vae
 
 _HOME = {
     "CheckpointError": "checkpoint",
+    "Churn": "sampling",
     "ConfigError": "config",
     "EDM2Config": "config",
+    "Generator": "generation",
     "Precond": "network",
     "PrecondUNet": "network",
     "Record": "record",
+    "Settings": "sampling",
+    "TorchCPU": "torch_random",
+    "TorchCUDA": "torch_random",
     "UNet": "network",
+    "VAEDecoder": "vae",
+    "VAEError": "vae",
     "denoising_loss": "training",
+    "dpmpp_2m": "sampling",
+    "euler": "sampling",
     "expected_tree": "config",
     "fold": "folding",
+    "guided": "sampling",
+    "heun": "sampling",
     "heun_states": "sampling",
     "load": "checkpoint",
+    "load_vae": "vae",
+    "make_decoder": "decoding",
     "noise_levels": "sampling",
+    "nvlabs_gains": "folding",
     "project_to_sphere": "training",
     "read_record": "checkpoint",
+    "sample": "sampling",
     "save": "checkpoint",
     "update_average": "training",
 }

@@ -1,13 +1,23 @@
 """Samplers, guidance and churn give what torch_ref's own loops give, option by option."""
 
+import math
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
+import jax_edm2
+from converter.snapshot import read_snapshot
 from golden.digits import load_network
 from jax_edm2.generation import Draw
+from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+from tests.samples import OPTIONS, with_jax, with_torch
+from torch_ref.network import Precond
 
-SEEDS = 32  # python -m tests.sampling_survey takes 256
-BOUND = 1e-4  # of pixels from -1 to 1; measured by the survey: see BENCHMARKS.md
+SEEDS = 16  # `make sampling` takes 256
+BOUND = 1e-4  # of pixels from -1 to 1; measured for 256 seeds: 4e-5 (one step from sigma 80 at once), else 2e-5
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +32,118 @@ def test_samples_are_those_of_torch_ref(name, digits, digits_guide, torch_networ
     ours, theirs = with_jax(digits, digits_guide, draw, settings), with_torch(*torch_networks, draw, settings)
     assert ours.dtype == np.float32
     assert np.abs(ours - theirs).max() < BOUND
+
+
+def gaussian(x, sigma):
+    """The denoiser of data that is normal with standard deviation 0.5: its trajectories are known."""
+    return x * (0.25 / (0.25 + sigma**2))
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
+def test_samplers_converge_at_their_order(sampler, order):
+    with jax.enable_x64(True):
+        noise = jnp.linspace(-2, 2, 5, dtype=jnp.float64).reshape(5, 1, 1, 1)
+        exact = noise * 80 * 0.5 / math.hypot(80, 0.5)
+        errors = [float(jnp.abs(sampler(gaussian, noise, noise_levels(n)) - exact).max()) for n in (128, 256)]
+    assert errors[1] < 2e-2
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
+
+
+def test_the_states_are_those_of_the_compiled_sampler():
+    noise = jnp.linspace(-2, 2, 8).reshape(2, 1, 2, 2)
+    states = list(heun_states(gaussian, noise, noise_levels(7)))
+    assert len(states) == 8
+    assert np.array_equal(states[0], noise * 80)
+    np.testing.assert_allclose(states[-1], heun(gaussian, noise, noise_levels(7)), rtol=1e-5)  # measured: 1e-6
+
+
+def test_the_network_is_traced_once():
+    calls = []
+
+    def denoise(x, sigma):
+        calls.append(sigma)
+        return gaussian(x, sigma)
+
+    noise = jnp.ones((1, 1, 1, 1))
+    for sampler in (heun, euler, dpmpp_2m):
+        jax.jit(sampler, static_argnums=(0, 2))(denoise, noise, tuple(noise_levels(32)))
+        assert len(calls) == 1
+        calls.clear()
+
+
+def test_the_guide_is_not_evaluated_outside_its_interval():
+    seen = []
+
+    def guide(x, sigma):
+        jax.debug.callback(lambda value: seen.append(float(value)), sigma)
+        return x * 0
+
+    jax.block_until_ready(heun(guided(gaussian, guide, 2.0, (0.3, 3.0)), jnp.ones((1, 1, 1, 1)), noise_levels(16)))
+    jax.effects_barrier()
+    levels = [level for level in noise_levels(16) if 0.3 < level <= 3.0]
+    assert sorted(seen) == pytest.approx(sorted(levels * 2), rel=1e-6)  # as the end of a step and as its start
+    assert guided(gaussian, guide, 1.0) is gaussian
+
+
+def test_churn_is_drawn_where_nvlabs_draws_it():
+    """generate_images.py compares levels in float32: a bound that is a level belongs to the interval."""
+    sigmas = noise_levels(8)
+    level = sigmas[3]
+    assert Churn(4.0, S_min=level, S_max=level).draws(sigmas) == 1
+    assert Churn(4.0, S_min=level * (1 + 1e-9), S_max=80.0).draws(sigmas) == 4  # the same level in float32
+    assert Churn(0.0).draws(sigmas) == 0
+    with pytest.raises(ValueError, match=r"take churn_noise \[8, N, C, H, W\]"):
+        heun(gaussian, jnp.ones((1, 1, 1, 1)), sigmas, Churn(4.0))
+
+
+def test_nvlabs_rounding_of_gains(digits_pkl, digits, digits_checkpoint):
+    """A network whose gains stay float16 divides them in float16, and nvlabs_gains does the same to variables."""
+    with read_snapshot(digits_pkl) as snapshot:
+        half = Precond(**snapshot.init_kwargs).half().eval()
+        half.load_state_dict({name: torch.from_numpy(snapshot.read(name)) for name in snapshot.tensors})
+    draw = Draw.of(digits[0].config, range(SEEDS), rng="torch-cpu")
+    theirs = with_torch(half, None, draw, Settings())
+    rounded = digits[0], jax_edm2.nvlabs_gains(digits[1])
+    assert np.abs(with_jax(rounded, None, draw, Settings()) - theirs).max() < 1e-5  # measured: 2e-6
+    assert np.abs(with_jax(digits, None, draw, Settings()) - theirs).max() > 5e-5  # measured: 8e-5
+    same = jax_edm2.nvlabs_gains(jax_edm2.load(digits_checkpoint, dtype=jnp.float32)[1])
+    assert same["params"]["unet"]["out_gain"] == digits[1]["params"]["unet"]["out_gain"].astype(jnp.float32)
+
+
+@pytest.mark.parametrize("fan_in", [7, 64, 128, 192 * 9, 768])
+def test_gains_are_rounded_as_torch_rounds_them(fan_in):
+    gains = np.random.default_rng(0).uniform(-2, 2, 500).astype(np.float16)
+    exact = [(torch.tensor(gain) / np.sqrt(fan_in)).item() for gain in gains]
+    weight = jnp.zeros((3, fan_in))
+    for gain, value in zip(gains, exact, strict=True):
+        tree = {"params": {"unet": {"out_gain": jnp.asarray(gain), "out_conv": {"mpconv_weight": weight}}}}
+        rounded = jax_edm2.nvlabs_gains(tree)["params"]["unet"]["out_gain"]
+        assert np.float16(rounded / math.sqrt(fan_in)) == np.float16(value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "ddim"}, "sampler must be one of heun, euler, dpmpp-2m"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"sigma_min": 3.0, "sigma_max": 2.0}, "0 < sigma_min <= sigma_max, not 3 and 2"),
+        ({"rho": 0.0}, "rho must be positive"),
+        ({"guidance": math.nan}, "guidance must be finite"),
+        ({"interval": (2.0, 1.0)}, "0 <= lo < hi"),
+        ({"churn": Churn(-1.0)}, "S_churn must be 0 or more"),
+        ({"churn": Churn(1.0), "sampler": "dpmpp-2m"}, "deterministic"),
+    ],
+)
+def test_settings_that_make_no_sense(wrong, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        Settings(**wrong)
+
+
+def test_a_guide_must_fit(digits):
+    net, variables = digits
+    noise = jnp.zeros((1, 1, 8, 8))
+    other = jax_edm2.Precond(jax_edm2.EDM2Config(16, 1, 10, model_channels=8, channel_mult=(1,), channels_per_head=8))
+    with pytest.raises(ValueError, match="the guide has img_resolution 16, and the network 8"):
+        sample(net, variables, noise, guide=(other, {}), settings=Settings(guidance=2.0))
+    with pytest.raises(ValueError, match="guidance 2 needs a guide"):
+        sample(net, variables, noise, settings=Settings(guidance=2.0))

@@ -59,7 +59,7 @@ def dpmpp_2m(denoise, noise, sigmas):
 
     In lambda = -ln sigma, x = (sigma_next / sigma) x + (1 - e^-h) D with h the step. The last step, to sigma 0, is D.
     """
-    x, last, h_last = noise * sigmas[0], None, None
+    x, last, h_last = noise * sigmas[0], None, math.nan
     for sigma, after in itertools.pairwise(sigmas):
         denoised = denoise(x, torch.tensor(sigma))
         if after == 0:

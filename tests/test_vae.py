@@ -1,0 +1,133 @@
+"""The VAE's decoder is diffusers' AutoencoderKL, and latents become pictures as in NVlabs' encoder."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from jax_edm2.decoding import make_decoder, raw_latents
+from jax_edm2.record import Encoder
+from jax_edm2.vae import CONFIG, WEIGHTS, VAEConfig, VAEError, load_vae
+from torch_ref.encoders import StabilityVAEEncoder
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from diffusers import AutoencoderKL
+
+PUBLISHED = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+SMALL = {"block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+NO_ATTENTION = {**SMALL, "mid_block_add_attention": False, "use_post_quant_conv": False, "latent_channels": 3}
+BOUND = 1e-5  # relative; measured: 1.0e-6 (PyTorch itself: 2.1e-6)
+
+
+def torch_vae(**config):
+    """A VAE with random weights that keep magnitudes."""
+    torch.manual_seed(0)
+    levels = len(config["block_out_channels"])
+    config = {"latent_channels": 4, **config}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+    vae = AutoencoderKL(in_channels=3, out_channels=3, **blocks, **config).eval().requires_grad_(False)
+    for name, parameter in vae.named_parameters():
+        scale = 1 / np.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.05
+        parameter.copy_(torch.randn_like(parameter) * scale + (parameter.ndim == 1 and name.endswith("weight")))
+    return vae
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    vae = torch_vae(**SMALL)
+    vae.save_pretrained(folder)
+    return vae, folder
+
+
+@pytest.mark.parametrize("config", [PUBLISHED, SMALL, NO_ATTENTION], ids=["published", "small", "no attention"])
+def test_decoder_equals_diffusers(config, tmp_path):
+    vae = torch_vae(**config)
+    vae.save_pretrained(tmp_path)
+    decoder, params = load_vae(tmp_path)
+    assert decoder.config.block_out_channels == config["block_out_channels"]
+    z = torch.randn(2, decoder.config.latent_channels, 8, 6)
+    ours = np.asarray(jax.jit(decoder)(params, z.numpy()), np.float64)
+    truth = vae.double().decode(z.double())["sample"].numpy()
+    assert ours.shape == truth.shape == (2, 3, 8 * decoder.scale, 6 * decoder.scale)
+    assert np.linalg.norm(ours - truth) / np.linalg.norm(truth) < BOUND
+
+
+def test_published_names_and_shapes():
+    """sd-vae-ft-mse: 49.5 M parameters in the decoder."""
+    tensors = VAEConfig().tensors
+    decoder = {name: shape for name, shape in tensors.items() if name.startswith("decoder.")}
+    assert sum(int(np.prod(shape)) for shape in decoder.values()) == 49_490_179
+    assert tensors["post_quant_conv.weight"] == (4, 4, 1, 1)
+    assert tensors["decoder.up_blocks.2.resnets.0.conv_shortcut.weight"] == (256, 512, 1, 1)
+
+
+def test_files_of_before_diffusers_018(small, tmp_path):
+    """Published files call the attention's projections by older names."""
+    _, folder = small
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS)
+    (tmp_path / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    ours, theirs = load_vae(tmp_path / WEIGHTS)[1], load_vae(folder)[1]
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_pictures_equal_the_encoder_of_torch_ref(small):
+    vae, folder = small
+    encoder = StabilityVAEEncoder()
+    encoder._vae = vae.float()
+    record = Encoder("StabilityVAEEncoder", tuple(encoder.scale.tolist()), tuple(encoder.bias.tolist()))
+    latents = np.random.default_rng(0).standard_normal((5, 4, 16, 16)).astype(np.float32) * 0.5
+    theirs = encoder.decode(torch.from_numpy(latents)).numpy()
+    decode, params = make_decoder(record, load_vae(folder), batch=2)  # two at a time, and one that is left
+    ours = np.asarray(jax.jit(decode)(params, latents))
+    assert (ours.shape, ours.dtype) == ((5, 3, 64, 64), np.uint8)
+    assert np.mean((ours > 0) & (ours < 255)) > 0.2  # not all clipped
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert (ours != theirs).mean() < 1e-3  # measured: 1e-5
+
+
+def test_latent_statistics():
+    """Raw latents with the statistics that NVlabs lists are white, with standard deviation 0.5, and come back."""
+    encoder = StabilityVAEEncoder()
+    record = Encoder("StabilityVAEEncoder", tuple(encoder.scale.tolist()), tuple(encoder.bias.tolist()))
+    rng = np.random.default_rng(0)
+    mean, std = (np.array(v)[:, None, None] for v in ((5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)))
+    raw = (rng.standard_normal((50, 4, 32, 32)) * std + mean).astype(np.float32)
+    statistics = torch.from_numpy(np.concatenate([raw, np.zeros_like(raw)], axis=1))  # with no spread of their own
+    white = encoder.encode_latents(statistics).numpy()
+    assert np.abs(white.mean((0, 2, 3))).max() < 0.01
+    assert np.abs(white.std((0, 2, 3)) - 0.5).max() < 0.01
+    np.testing.assert_allclose(raw_latents(record, jnp.asarray(white)), raw, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / WEIGHTS).unlink(), "there is no such file"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"PK\x03\x04"), "is no safetensors file"),
+        (lambda folder: (folder / CONFIG).write_text("{"), "is no config.json of a VAE"),
+        (lambda folder: (folder / CONFIG).write_text('{"_class_name": "VQModel"}'), "describes a VQModel"),
+        (lambda folder: (folder / CONFIG).write_text('{"block_out_channels": [9]}'), r"\[9\] make no decoder"),
+        (lambda folder: (folder / CONFIG).unlink(), r"! post_quant|decoder.conv_in.weight is \[16, 4, 3, 3\], should"),
+    ],
+)
+def test_broken_vaes(small, tmp_path, break_it, message):
+    for name in (WEIGHTS, CONFIG):
+        (tmp_path / name).write_bytes((small[1] / name).read_bytes())
+    assert json.loads((tmp_path / CONFIG).read_text())["norm_num_groups"] == 4
+    break_it(tmp_path)
+    with pytest.raises(VAEError, match=message) as caught:
+        load_vae(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
