@@ -104,7 +104,7 @@ def find(name: str) -> Preset:
         return Preset(name, name.removesuffix(".pkl"))
     known = [preset.name for preset in PRESETS] + [*ALIASES, *NETWORKS]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "--list-presets shows all"
+    hint = f"did you mean {' or '.join(near)}?" if near else "edm2-convert --list-presets shows all"
     raise PresetError(f"there is no preset {name!a:.100}; {hint}")
 
 

@@ -228,7 +228,7 @@ def load(
     from jax_edm2.network import Precond
 
     if sharding is None or isinstance(sharding, jax.Device):
-        sharding = jax.sharding.SingleDeviceSharding(sharding or jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(sharding or jax.local_devices()[0])
 
     stored = _open(Path(path))
     problems = check_tree(stored.record.config, stored.shapes)

@@ -26,11 +26,20 @@ Network = tuple[Precond, Any]  # and its variables
 
 
 def noise_levels(
-    num_steps: int = 32, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    num_steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    dtype: type[np.floating] = np.float64,
 ) -> list[float]:
-    """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, length num_steps + 1 (Eq. 5 of arXiv 2206.00364)."""
+    """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, length num_steps + 1 (Eq. 5 of arXiv 2206.00364).
+
+    dtype: that it is worked out in. NVlabs' generate_images.py uses float32, where sigma_0 is 79.999985.
+    """
     lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return [(hi + i / max(num_steps - 1, 1) * (lo - hi)) ** rho for i in range(num_steps)] + [0.0]
+    ramp = np.arange(num_steps, dtype=dtype) / dtype(max(num_steps - 1, 1))
+    root = dtype(hi) + ramp * dtype(lo - hi)
+    return [*(root.astype(np.float64) ** rho).astype(dtype).tolist(), 0.0]
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Churn:
         return sum(map(self._at, sigmas[:-1]))
 
     def _at(self, sigma: float) -> bool:
-        # Compared as NVlabs' code does, in float32, where a bound may be one of the levels.
+        # In float32, as in NVlabs' code: a bound may be one of the levels.
         low, level, high = map(np.float32, (self.S_min, sigma, self.S_max))
         return self.S_churn > 0 and bool(low <= level <= high)
 
@@ -250,8 +259,8 @@ class Settings:
 
     @property
     def sigmas(self) -> list[float]:
-        """The noise levels, from sigma_max to 0."""
-        return noise_levels(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
+        """The noise levels, from sigma_max to 0, as NVlabs' code has them."""
+        return noise_levels(self.num_steps, self.sigma_min, self.sigma_max, self.rho, np.float32)
 
     @property
     def churn_draws(self) -> int:

@@ -290,7 +290,7 @@ BEYOND = [
     Fault("Euler for Heun", "trajectory", "", (SAMPLE, "(state.slope + slope) / 2, slope)", "state.slope, slope)")),
     Fault("corrector's slope at the old noise level", "trajectory", "", (SAMPLE, "rows.append((end, end - start, 1,", "rows.append((start, end - start, 1,")),
     Fault("schedule with rho 6", "trajectory", "", (SAMPLE, "rho: float = 7.0", "rho: float = 6.0")),
-    Fault("schedule ends at sigma_min", "trajectory", "", (SAMPLE, "+ [0.0]", "+ [sigma_min]")),
+    Fault("schedule ends at sigma_min", "trajectory", "", (SAMPLE, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
 ]  # fmt: skip
 FAULTS = CHECKPOINT + NETWORK + BEYOND
 

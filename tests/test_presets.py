@@ -70,7 +70,7 @@ def test_names(server):
     for wrong, near in (
         ("edm2-img512-s-gui-dino", "did you mean edm2-img512-s-guid-dino"),
         ("edm2-img512-xxxl", "did you mean edm2-img512-xxl"),
-        ("stylegan", "--list-presets shows all"),
+        ("stylegan", "edm2-convert --list-presets shows all"),
     ):
         with pytest.raises(PresetError, match=near):
             find(wrong)

@@ -34,6 +34,19 @@ def test_samples_are_those_of_torch_ref(name, digits, digits_guide, torch_networ
     assert np.abs(ours - theirs).max() < BOUND
 
 
+@pytest.mark.parametrize(
+    ("steps", "low", "high", "rho"), [(32, 0.002, 80.0, 7.0), (5, 0.01, 30.0, 5.0), (64, 1.0, 2.0, 1.0)]
+)
+def test_the_schedule_is_that_of_generate_images(steps, low, high, rho):
+    """Worked out by torch in float32; its powers may differ by one unit in the last place."""
+    ramp = torch.arange(steps, dtype=torch.float32) / (steps - 1)
+    theirs = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    ours = Settings(num_steps=steps, sigma_min=low, sigma_max=high, rho=rho).sigmas
+    assert len(ours) == steps + 1
+    assert ours[-1] == 0
+    np.testing.assert_allclose(ours[:-1], theirs, rtol=1.3e-7)
+
+
 def gaussian(x, sigma):
     """The denoiser of data that is normal with standard deviation 0.5: its trajectories are known."""
     return x * (0.25 / (0.25 + sigma**2))
@@ -89,6 +102,7 @@ def test_churn_is_drawn_where_nvlabs_draws_it():
     """generate_images.py compares levels in float32: a bound that is a level belongs to the interval."""
     sigmas = noise_levels(8)
     level = sigmas[3]
+    assert Settings(churn=Churn(4.0, S_min=0.002)).churn_draws == 31  # the last level is 0.0019999996 there
     assert Churn(4.0, S_min=level, S_max=level).draws(sigmas) == 1
     assert Churn(4.0, S_min=level * (1 + 1e-9), S_max=80.0).draws(sigmas) == 4  # the same level in float32
     assert Churn(0.0).draws(sigmas) == 0

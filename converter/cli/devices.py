@@ -43,4 +43,4 @@ def start(device: str, cluster: Cluster | None = None):
 
 
 def _short(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.200}"
+    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -285,13 +286,22 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
     about = {
         "network": {"name": main.name, "digest": main.record.digest},
         "guide": {"name": guide.name, "digest": guide.record.digest} if guide else None,
-        "settings": dataclasses.asdict(settings),
+        "settings": _finite(dataclasses.asdict(settings)),
         "rng": request.rng,
         "precision": dtype.name,
         "nvlabs_rounding": request.nvlabs_rounding,
         "edm2_jax": __version__,
     }
     return generator, about
+
+
+def _finite(values: Any) -> Any:
+    """With None for infinity, which JSON does not have."""
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return [_finite(value) for value in values]
+    return None if values == math.inf else values
 
 
 def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNetwork:
@@ -333,11 +343,11 @@ class _Progress:
 
     def settle(self):
         """Wait for what is being written; the first error of it is raised."""
-        for future in self.pending:
-            future.result()
+        while self.pending:
+            self.pending[0].result()
+            self.pending.pop(0)
             self.written += 1
             self.bar.update()
-        self.pending.clear()
 
 
 def _run(request: _Request, generator: "Generator", folder, about: dict[str, Any], skip: bool) -> dict[str, Any]:
@@ -362,11 +372,10 @@ def _run(request: _Request, generator: "Generator", folder, about: dict[str, Any
                 progress.submit(batch, np.asarray(arrays), about)
             progress.settle()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
-            done = sum(not future.cancelled() and future.exception() is None for future in progress.pending)
-            if not silent or progress.written + done:
-                with contextlib.suppress(OSError):
-                    click.echo(f"{progress.written + done} of {len(todo)} are finished in {folder.path}", err=True)
+            pool.shutdown(cancel_futures=True)  # waits for what is being written
+            there = sum(folder.file(seed).exists() for seed in todo)
+            with contextlib.suppress(OSError):
+                click.echo(f"{there} of {len(todo)} are in {folder.path}", err=True)
             raise
     return {"written": progress.written, "skipped": len(mine) - len(todo), "seconds": time.perf_counter() - began}
 
