@@ -17,7 +17,8 @@ def fold(net: Precond, variables: Any) -> tuple[Precond, Any]:
     """A network that computes the same with the variables that it comes with: D = net.apply(variables, x, sigma, ...).
 
     Every weight w becomes normalize(w) gain / sqrt(fan_in) (Eq. 47 of arXiv 2312.02696), in the dtype in which it is
-    used. Folded variables are for inference: they can be neither trained nor saved.
+    used; those of convolutions become [height, width, in, out], so that no evaluation has to turn them round. Folded
+    variables are for inference: they can be neither trained nor saved.
     """
     return net.clone(folded=True), _fold(net, variables)
 
@@ -32,7 +33,10 @@ def _fold(net: Precond, variables: Any) -> Any:
         gain = leaves.get(_gain(path), None)
         scale = 1 / math.sqrt(weight[0].size)
         weight = normalize(weight.astype(full)) * (scale if gain is None else gain.astype(full) * scale)
-        leaves[path] = weight.astype(net.dtype if weight.ndim == 4 else full)  # linear layers are the embedding's
+        if weight.ndim == 4:
+            leaves[path] = weight.astype(net.dtype).transpose(2, 3, 1, 0)
+        else:  # linear layers are the embedding's
+            leaves[path] = weight.astype(full)
     return unflatten_dict(leaves)
 
 

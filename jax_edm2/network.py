@@ -44,10 +44,12 @@ class MPConv(nn.Module):
     in_channels: int
     out_channels: int
     kernel: tuple[int, ...] = ()
-    folded: bool = False  # are the weights normalised, and multiplied by everything, already? See `folding`.
+    folded: bool = False  # are the weights ready for use, as `folding.fold` makes them?
 
     def setup(self):
         shape = (self.out_channels, self.in_channels, *self.kernel)
+        if self.folded and self.kernel:
+            shape = (*self.kernel, self.in_channels, self.out_channels)
         self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), shape)
 
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
@@ -59,7 +61,7 @@ class MPConv(nn.Module):
         w = w.astype(x.dtype)
         if not self.kernel:
             return x @ w.T
-        return convolve(x, w, self.kernel[0] // 2)
+        return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")
 
 
 class MPFourier(nn.Module):

@@ -31,16 +31,24 @@ def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: floa
 
 
 def convolve(
-    x: jax.Array, w: jax.Array, padding: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
+    x: jax.Array,
+    w: jax.Array,
+    padding: int,
+    weights: str = "OIHW",
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> jax.Array:
     """Convolution of x [N, C, H, W] with w [out, in / groups, kh, kw]; `padding` zeros on every side.
 
-    dilation: x is spread with dilation - 1 zeros between its pixels first. Computed channels last, which is XLA's only
-    fast layout on the CPU within loops, and where it moves every convolution elsewhere.
+    weights: the order of w's axes, OIHW or HWIO. dilation: x is spread with dilation - 1 zeros between its pixels
+    first. Computed channels last, which is XLA's only fast layout on the CPU within loops, and the one that it moves
+    every convolution to elsewhere.
     """
     y = lax.conv_general_dilated(
         x.transpose(0, 2, 3, 1),
-        w.transpose(2, 3, 1, 0),
+        w if weights == "HWIO" else w.transpose(2, 3, 1, 0),
         window_strides=(stride, stride),
         padding=[(padding, padding)] * 2,
         lhs_dilation=(dilation, dilation),

@@ -177,6 +177,7 @@ CHECKPOINT = [
 # In the network: (file, old, new); `old` must occur in the file, and only its first occurrence is replaced
 
 OPS, NET, TWO, TRAIN, SAMPLE = "ops", "network", "twofold", "training", "sampling"
+CONVOLVE = 'return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")'
 NETWORK = [
     Fault("eps 1e-6", EMBEDDING, "emb_noise", (OPS, "eps: float = 1e-4", "eps: float = 1e-6")),
     Fault("eps inside the root", EMBEDDING, "emb_noise", (OPS, "norm = norm * math.sqrt(norm.size / x.size) + eps",
@@ -205,9 +206,9 @@ NETWORK = [
     Fault("gains ignored", ENC, "emb_linear", (NET, "(scale if gain is None else gain.astype(w.dtype) * scale)", "scale")),
     Fault("gains squared", ENC, "emb_linear", (NET, "gain.astype(w.dtype) * scale", "jnp.square(gain.astype(w.dtype)) * scale")),
     Fault("convolution kernel flipped", CONV_IN, "conv", (NET, "convolve(x, w,", "convolve(x, w[:, :, ::-1, ::-1],")),
-    Fault("convolution in bfloat16", CONV_IN, "conv", (NET, "return convolve(x, w, self.kernel[0] // 2)",
+    Fault("convolution in bfloat16", CONV_IN, "conv", (NET, CONVOLVE,
           "return convolve(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), self.kernel[0] // 2).astype(x.dtype)")),
-    Fault("circular padding", CONV_IN, "conv", (NET, "return convolve(x, w, self.kernel[0] // 2)",
+    Fault("circular padding", CONV_IN, "conv", (NET, CONVOLVE,
           "p = self.kernel[0] // 2; return convolve(jnp.pad(x, [(0, 0), (0, 0), (p, p), (p, p)], mode='wrap'), w, 0)")),
     Fault("sin for cos", EMBEDDING, "emb_fourier", (NET, "twofold.cos(column * freqs + phases)", "jnp.sin((column * freqs + phases).hi)")),
     Fault("Fourier features without sqrt 2", EMBEDDING, "emb_fourier", (NET, "twofold.cos(column * freqs + phases) * math.sqrt(2)", "twofold.cos(column * freqs + phases)")),

@@ -58,7 +58,7 @@ def rounded_to_tf32(x):
 def test_tf32_left_on_in_jax_is_inconclusive(laboratory, monkeypatch):
     assert probe_verdict(probe_jax(), "float32") is None
     convolve = jax_network.convolve
-    rounded = lambda x, w, padding: convolve(rounded_to_tf32(x), rounded_to_tf32(w), padding)  # noqa: E731
+    rounded = lambda x, w, *rest: convolve(rounded_to_tf32(x), rounded_to_tf32(w), *rest)  # noqa: E731
     monkeypatch.setattr(jax_network, "convolve", rounded)
     outcome = judged(laboratory)
     assert outcome.exit_code == 3
