@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types faults survey hostile fuzz bench bench-convert bench-download digits clean
+.PHONY: demo test lint types faults survey hostile fuzz sampling bench bench-convert bench-download bench-sample digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -31,6 +31,9 @@ hostile: $(READY)  ## 240 broken or hostile inputs, and what edm2-convert says t
 fuzz: $(READY)  ## 20,000 mutants of sound snapshots
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
+	$(BIN)/python -m tests.sampling_survey $(ARGS)
+
 bench: $(READY)  ## speed of both frameworks on this machine: make bench ARGS="s.pkl --device gpu --precision float16"
 	$(BIN)/edm2-verify --checks throughput $(or $(ARGS),golden/digits.pkl --batch 64)
 
@@ -39,6 +42,9 @@ bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and 
 
 bench-download: $(READY)  ## a download from loopback beside curl and sha256sum
 	$(BIN)/python -m tests.bench_download $(ARGS)
+
+bench-sample: $(READY)  ## images per second beside the loops that people write by hand
+	$(BIN)/python -m tests.bench_sample $(ARGS)
 
 digits: $(READY)  ## train the digits network again, about 12 minutes
 	$(BIN)/python -m golden.digits train --outdir runs/digits

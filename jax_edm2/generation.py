@@ -108,6 +108,8 @@ class Generator:
         devices: Sequence[jax.Device] | None = None,
     ):
         """guide: as for `sample`. rng: one of RNGS. decoder: of `make_decoder`. devices: by default all local ones."""
+        if rng not in RNGS:
+            raise ValueError(f"rng must be one of {', '.join(RNGS)}, not {rng!r}")
         label_dim = net.config.label_dim
         if class_idx is not None and not 0 <= class_idx < label_dim:
             known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"

@@ -20,6 +20,7 @@ from jax import lax
 
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
+from jax_edm2.ops import wide
 
 Denoise = Callable[[jax.Array, Any], jax.Array]
 Network = tuple[Precond, Any]  # and its variables
@@ -315,8 +316,9 @@ def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variabl
     denoise = _denoiser(net, variables[0], labels)
     if guide is not None:
         denoise = guided(denoise, _denoiser(guide, variables[1], labels), settings.guidance, settings.interval)
-    extra = () if churn_noise is None else (settings.churn, churn_noise)
-    return SAMPLERS[settings.sampler](denoise, noise, settings.sigmas, *extra)
+    full = wide(net.dtype)
+    extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))
+    return SAMPLERS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
 
 
 _sample = jax.jit(trajectory, static_argnums=(0, 1))

@@ -117,6 +117,8 @@ def test_pixels_are_decoded_as_in_torch():
 def test_what_cannot_be_generated(digits):
     with pytest.raises(ValueError, match="class 10 is out of range: the network has classes 0 to 9"):
         Generator(*digits, class_idx=10)
+    with pytest.raises(ValueError, match="rng must be one of torch-cuda, torch-cpu, jax, not 'numpy'"):
+        Generator(*digits, rng="numpy")
     with pytest.raises(ValueError, match="guidance 2 needs a guide"):
         Generator(*digits, settings=Settings(guidance=2.0))
     with pytest.raises(ValueError, match="knows how to decode what a WaveletEncoder encodes"):

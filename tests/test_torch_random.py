@@ -1,9 +1,12 @@
 """The random streams are torch's."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from golden.torch_streams import RECORD, distance
 from jax_edm2.torch_random import TorchCPU, TorchCUDA, _philox
 
 SHAPE = (4, 64, 64)  # of an img512 latent
@@ -78,6 +81,18 @@ def test_generators_do_not_know_of_each_other():
             assert np.array_equal(alone.randn((4, 8, 8))[0], together.randn((4, 8, 8))[1])
             assert alone.randint(10)[0] == together.randint(10)[1]
         assert np.array_equal(kind([5]).randn((20,)), kind([5 + 2**32]).randn((20,)))
+
+
+def test_the_record_of_torch():
+    """golden/torch_streams.json: of this CPU's torch, and of GPUs where one was at hand."""
+    record = json.loads(RECORD.read_text())
+    assert "cpu" in record
+    for device, found in record.items():
+        worst, wrong = distance(device, found)
+        assert wrong == 0
+        assert worst < (1e-6 if device == "cpu" else 1e-5)  # measured on the CPU: 3.6e-7
+    found["seeds"]["0"]["noises"][0]["first"][0] += 2e-5
+    assert distance(device, found)[0] > 1e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
