@@ -15,10 +15,10 @@ from converter.cli.run import run
 from converter.cli.seeds import Seeds
 from converter.cli.source import Fetching, locate
 from converter.cli.source import options as source_options
+from converter.flops import multiply_accumulates
 from converter.snapshot import read_snapshot
 from converter.verify.cases import SIGMAS, Plan
 from converter.verify.run import CHECKS, Options, run_oracle, torch_device, verify
-from converter.verify.throughput import multiply_accumulates
 from jax_edm2 import __version__
 from jax_edm2.files import whole_or_nothing
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError
+from converter.flops import multiply_accumulates
 from jax_edm2.config import EDM2Config
 
 WAYS = {"torch": ("PyTorch eager", "PyTorch torch.compile"), "jax": ("JAX as loaded", "JAX folded")}
@@ -34,22 +35,6 @@ class Job:
     batch: int
     precision: str
     device: str
-
-
-def multiply_accumulates(config: EDM2Config) -> int:
-    """Of one denoiser evaluation of one image: convolutions, linear layers and attention. FLOP are twice that."""
-    architecture, emb = config.architecture, config.emb_channels
-    pixels = config.img_resolution**2
-    total = emb * (config.noise_channels + config.label_dim)
-    total += 9 * pixels * config.widths[0] * (config.img_channels + 1)
-    for spec in architecture.encoder + architecture.decoder:
-        cin, cout, area = spec.in_channels, spec.out_channels, spec.resolution**2
-        total += emb * cout + 9 * area * cout * ((cout if spec.flavor == "enc" else cin) + cout)
-        if cin != cout:
-            total += area * cin * cout
-        if spec.num_heads:
-            total += 4 * area * cout**2 + 2 * area**2 * cout
-    return total + 9 * pixels * config.widths[0] * config.img_channels
 
 
 def measure(
