@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from converter.errors import ConverterError
 from jax_edm2.files import scratch, whole_or_nothing
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MODES = {1: "L", 3: "RGB"}  # by channels
 ON_A_SHEET = 400  # pictures
 TILE, GAP = 48, 2  # pixels: small pictures are enlarged to at least TILE
 

@@ -22,7 +22,7 @@ STREAMS = {"cpu": TorchCPU, "cuda": TorchCUDA}
 SEEDS = (0, 1, 2, 12345, 2**31, 2**32 - 1)
 SHAPE = (4, 64, 64)
 CHURN = 2
-BOUND = 1e-6  # of a value, on the CPU; on CUDA sines are approximate there, and 1e-5 is allowed
+BOUND = 7e-7  # of a value, on the CPU: measured 2.4e-7; on CUDA sines are approximate, and ten times that is allowed
 
 
 def summary(noise):
@@ -63,6 +63,11 @@ def distance(device, record):
     return worst, wrong
 
 
+def bound(device):
+    """How far a value may be from the record."""
+    return BOUND if device == "cpu" else 10 * BOUND
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m golden.torch_streams", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
@@ -77,7 +82,7 @@ def main(argv=None):
     good = True
     for device, found in record.items():
         worst, wrong = distance(device, found)
-        good &= worst < (BOUND if device == "cpu" else 10 * BOUND) and not wrong
+        good &= worst < bound(device) and not wrong
         print(f"{device} ({found['device']}, torch {found['torch']}): {worst:.1e} at most, {wrong} labels differ")
     return 0 if good else 1
 

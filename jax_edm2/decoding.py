@@ -34,7 +34,7 @@ def make_decoder(
 
     encoder: of the checkpoint's record; None is for pixels. vae: what `load_vae` gave, for latents. batch: how many
     the VAE decodes at once, which bounds its memory.
-    Raises: ValueError for an encoder that is not known, or a VAE that is missing or does not fit it.
+    Raises: ValueError for an encoder that is not known, or a VAE that is missing; decode does if it does not fit.
     """
     if encoder is None or encoder.kind == PIXELS:
         return decode_pixels, ()
@@ -43,12 +43,15 @@ def make_decoder(
     if vae is None:
         raise ValueError("latents take a VAE to become pictures")
     decoder, params = vae
-    if decoder.config.latent_channels != len(encoder.scale):
-        raise ValueError(
-            f"the VAE decodes {decoder.config.latent_channels} channels, and the latents have {len(encoder.scale)}"
-        )
+    channels, recorded = decoder.config.latent_channels, {len(encoder.scale), len(encoder.bias)}
 
     def decode(params, x):
+        if {x.shape[1]} | recorded != {channels}:
+            raise ValueError(
+                f"the VAE decodes {channels} channels, the network draws {x.shape[1]}, and its encoder's record is of "
+                f"{' and '.join(map(str, recorded))}"
+            )
+
         def decode_one(z):
             return (jnp.clip(decoder(params, z[None])[0], 0, 1) * 255).astype(jnp.uint8)
 

@@ -79,6 +79,8 @@ def _refuse_existing(target: Path):
 
 
 def _replace(temporary: Path, target: Path):
+    if target.is_dir() and not temporary.is_dir():  # it would be lost with everything in it
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     if not temporary.is_dir() and not target.is_dir():
         os.replace(temporary, target)
     elif not os.path.lexists(target):

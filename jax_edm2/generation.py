@@ -15,7 +15,7 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.decoding import Decode
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
-from jax_edm2.sampling import DEFAULT, Network, Settings, check_guide, trajectory
+from jax_edm2.sampling import DEFAULT, Network, Settings, trajectory, used_guide
 from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
 
 AXIS = "data"
@@ -66,7 +66,7 @@ class Draw:
     ) -> "Draw":
         """In the order of NVlabs' generate_images.py: the noise, the class, the noise of every step that churns.
 
-        class_idx replaces the class after it has been drawn, if the network has classes.
+        class_idx replaces the class after it has been drawn.
         """
         streams: Streams = RNGS[rng](seeds)
         shape = config.img_channels, config.img_resolution, config.img_resolution
@@ -92,7 +92,7 @@ class Batch:
 class Generator:
     """A network made ready on a set of devices: generator(seeds) yields batches.
 
-    Raises: ValueError if the guide does not fit or is missing, or the class is out of range.
+    Raises: ValueError if the guide or the decoder does not fit, the guide is missing, or the class is out of range.
     """
 
     def __init__(
@@ -114,12 +114,7 @@ class Generator:
         if class_idx is not None and not 0 <= class_idx < label_dim:
             known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
             raise ValueError(f"class {class_idx} is out of range: the network has {known}")
-        if settings.guidance != 1 and guide is None:
-            raise ValueError(f"guidance {settings.guidance:g} needs a guide")
-        if settings.guidance == 1:
-            guide = None
-        if guide is not None:
-            check_guide(net, guide[0])
+        guide = used_guide(net, guide, settings)
         self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
         self.devices = list(devices or jax.local_devices())
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
@@ -137,6 +132,8 @@ class Generator:
         self._run = parallel(functools.partial(trajectory, nets, settings), everywhere, shared, shared, churn)
         self._decode = None
         if decoder is not None:
+            image = (len(self.devices), self.config.img_channels, *2 * [self.config.img_resolution])
+            jax.eval_shape(*decoder, jax.ShapeDtypeStruct(image, jnp.float32))  # does it fit?
             params = jax.device_put(decoder[1], self._replicated)
             self._decode = functools.partial(parallel(decoder[0], everywhere, shared), params)
 
@@ -148,10 +145,13 @@ class Generator:
 
     def __call__(self, seeds: Sequence[int], batch: int = 32) -> Iterator[Batch]:
         """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded."""
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch}")
+        seeds = [int(seed) for seed in seeds]
         size = self.batch_size(len(seeds), batch) * len(self.devices)
         pending = None
         for start in range(0, len(seeds), size or 1):
-            following = self._begin(list(seeds[start : start + size]), size)
+            following = self._begin(seeds[start : start + size], size)
             if pending is not None:
                 yield pending
             pending = following

@@ -171,7 +171,7 @@ def dpmpp_2m(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> jax
     before = math.nan
     for sigma, end in itertools.pairwise(sigmas):
         h = math.log(sigma / end) if end > 0 else math.inf  # lambda = -ln sigma
-        extrapolate = h / before / 2 if rows and end > 0 else 0.0  # 1 / (2 r)
+        extrapolate = h / before / 2 if rows and end > 0 and before > 0 else 0.0  # 1 / (2 r)
         rows.append((sigma, end / sigma, -math.expm1(-h), extrapolate))
         before = h
 
@@ -206,7 +206,7 @@ def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[floa
 
         def mix(denoised):
             other = guide(x, sigma)
-            if weight < 0.5:
+            if abs(weight) < 0.5:  # as torch.lerp
                 return other + weight * (denoised - other)
             return denoised - (1 - weight) * (denoised - other)
 
@@ -238,6 +238,7 @@ class Settings:
 
     def __post_init__(self):
         lo, hi = self.interval
+        object.__setattr__(self, "interval", (lo, hi))  # hashable, whatever it was
         for wrong, why in (
             (self.sampler not in SAMPLERS, f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}"),
             (self.num_steps < 1, f"num_steps must be at least 1, not {self.num_steps}"),
@@ -257,6 +258,13 @@ class Settings:
         ):
             if wrong:
                 raise ValueError(why)
+        try:
+            with np.errstate(over="ignore"):
+                levels = self.sigmas[:-1]
+        except OverflowError:
+            levels = [math.inf]
+        if not all(0 < level < math.inf for level in levels):
+            raise ValueError("the schedule's noise levels are beyond float32: choose others, or another rho")
 
     @property
     def sigmas(self) -> list[float]:
@@ -289,22 +297,33 @@ def sample(
     churn_noise: unit noise [settings.churn_draws, N, C, H, W], where that is not 0.
     Raises: ValueError if the guide does not fit, or what it takes is missing.
     """
-    if settings.guidance == 1:
-        guide = None
-    elif guide is None:
-        raise ValueError(f"guidance {settings.guidance:g} needs a guide")
-    else:
-        check_guide(net, guide[0])
-    guide_net, guide_variables = guide or (None, None)
+    config = net.config
+    image, given = (config.img_channels, config.img_resolution, config.img_resolution), jnp.shape(noise)
+    if given[1:] != image:
+        raise ValueError(f"noise must be [N, {', '.join(map(str, image))}], not {list(given)}")
+    if labels is not None and config.label_dim and jnp.shape(labels) != (given[0], config.label_dim):
+        raise ValueError(f"labels must be one-hot [{given[0]}, {config.label_dim}], not {list(jnp.shape(labels))}")
+    wanted, found = (settings.churn_draws, *given), (0, *given) if churn_noise is None else jnp.shape(churn_noise)
+    if wanted != found:
+        raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
+    guide_net, guide_variables = used_guide(net, guide, settings) or (None, None)
     return _sample((net, guide_net), settings, (variables, guide_variables), noise, labels, churn_noise)
 
 
-def check_guide(net: Precond, guide: Precond):
-    """Raises: ValueError if the guide denoises images of another shape, or has other labels."""
+def used_guide(net: Precond, guide: Network | None, settings: Settings) -> Network | None:
+    """The guide, or None where there is no guidance.
+
+    Raises: ValueError if it is missing, denoises images of another shape, or has other labels.
+    """
+    if settings.guidance == 1:
+        return None
+    if guide is None:
+        raise ValueError(f"guidance {settings.guidance:g} needs a guide")
     for field in ("img_channels", "img_resolution", "label_dim"):
-        ours, theirs = getattr(net.config, field), getattr(guide.config, field)
+        ours, theirs = getattr(net.config, field), getattr(guide[0].config, field)
         if ours != theirs and (field, theirs) != ("label_dim", 0):
             raise ValueError(f"the guide has {field} {theirs}, and the network {ours}")
+    return guide
 
 
 def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variables, noise, labels, churn_noise):

@@ -165,7 +165,7 @@ def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tu
             f"{path}: there is no such file; a VAE is a safetensors file, or diffusers' folder with {WEIGHTS}"
         )
     config = config or (folder / CONFIG if (folder / CONFIG).is_file() else None)
-    decoder = VAEDecoder(_read_config(config) if config else VAEConfig())
+    decoder = VAEDecoder(read_vae_config(config) if config else VAEConfig())
     try:
         file = safetensors.safe_open(path, framework="numpy")
         names = set(file.keys())
@@ -179,9 +179,15 @@ def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tu
             problems.append(f"- {name} {list(shape)} is missing")
         elif found != shape:
             problems.append(f"! {name} is {list(found)}, should be {list(shape)}")
+    known = {*stored.values()}
+    unknown = (name for name in sorted(names - known) if name.startswith(("decoder.", "post_quant_conv.")))
+    problems += [f"+ {name} is not part of it" for name in unknown]
     if problems:
         raise VAEError(f"{path}: does not hold the decoder of an AutoencoderKL: " + listing(problems))
-    return decoder, {name: jnp.asarray(file.get_tensor(stored[name]), dtype) for name in stored}
+    try:
+        return decoder, {name: jnp.asarray(file.get_tensor(stored[name]), dtype) for name in stored}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise VAEError(f"{path}: has tensors of a kind that numpy does not know ({error})") from error
 
 
 def _old_name(name: str) -> str:
@@ -190,20 +196,29 @@ def _old_name(name: str) -> str:
     return name
 
 
-def _read_config(path: Path) -> VAEConfig:
+def read_vae_config(path: Path) -> VAEConfig:
+    """The decoder that a VAE's config.json describes. Raises: VAEError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         kind, activation = found.get("_class_name", "AutoencoderKL"), found.get("act_fn", "silu")
         if kind != "AutoencoderKL" or activation != "silu":
             raise VAEError(f"{path}: describes a {kind} with {activation}; only AutoencoderKL with silu is known")
         values = {f.name: found[f.name] for f in fields(VAEConfig) if f.name in found}
-        values["block_out_channels"] = tuple(map(int, values.get("block_out_channels", ())))
+        for name, value in values.items():
+            default = getattr(VAEConfig(), name)
+            if name == "block_out_channels":
+                values[name] = tuple(value)
+            elif type(value) is not type(default) or not 0 <= value <= 4096 or (value == 0 and default > 1):
+                raise VAEError(f"{path}: {name} is {value!r:.100}, which makes no decoder")
         config = VAEConfig(**values)
-        sound = all(width > 0 and width % config.norm_num_groups == 0 for width in config.block_out_channels)
-        if not config.block_out_channels or not sound:
-            raise VAEError(f"{path}: block_out_channels {list(config.block_out_channels)} make no decoder")
+        widths = config.block_out_channels
+        sound = all(
+            type(width) is int and 0 < width <= 2**16 and not width % config.norm_num_groups for width in widths
+        )
+        if not 0 < len(widths) < 10 or not sound:
+            raise VAEError(f"{path}: block_out_channels {list(widths)!r:.100} make no decoder")
         return config
-    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        if isinstance(error, VAEError):
-            raise
+    except VAEError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise VAEError(f"{path}: is no config.json of a VAE ({error})") from error

@@ -16,6 +16,7 @@ OPTIONS = {
     "guidance 1.5": Settings(guidance=1.5),
     "guidance 2": Settings(guidance=2.0),
     "guidance 0.3": Settings(guidance=0.3, num_steps=12),
+    "the guide alone": Settings(guidance=0.0, num_steps=12),
     "interval": Settings(guidance=2.0, interval=(0.28, 2.9)),
     "churn": Settings(churn=Churn(S_churn=40.0, S_min=0.05, S_max=50.0, S_noise=1.003)),
     "churn everywhere": Settings(churn=Churn(S_churn=8.0), num_steps=12, guidance=1.5),

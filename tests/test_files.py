@@ -94,3 +94,13 @@ def test_what_others_are_writing_is_left_alone(tmp_path):
         temporary.write_text("whole")
         shutil.copy(temporary, f"{temporary}.made-by-a-library")
     assert names(tmp_path) == sorted([alive.name, elsewhere.name, target.name])
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    """It would be lost with everything in it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").write_text("precious")
+    with pytest.raises(IsADirectoryError), whole_or_nothing(tmp_path / "out", overwrite=True) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "out" / "kept").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

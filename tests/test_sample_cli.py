@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -128,6 +129,33 @@ def test_a_guided_checkpoint_knows_its_guide(digits_checkpoint, digits_guide_che
     assert json.loads(run(*arguments, "--guidance=1").stdout)["guide"] is None
     (tmp_path / "guide.safetensors").unlink()
     fails(*arguments, text="guide.safetensors: there is no such file or folder")
+    (tmp_path / "net.safetensors").unlink()
+    record = dataclasses.replace(record, sampler=Sampler(guidance=1.9, guide="../guide.safetensors"))
+    jax_edm2.save(tmp_path / "net.safetensors", net, variables, record=record)
+    fails(*arguments, text="its record names a guide '../guide.safetensors', which is no file name")
+
+
+def test_guidance_of_zero_is_the_guide(digits_checkpoint, digits_guide_checkpoint, tmp_path):
+    guided = (f"--net={digits_checkpoint}", f"--gnet={digits_guide_checkpoint}", "--guidance=0")
+    assert run(*guided, f"--outdir={tmp_path / 'a'}", *QUICK).returncode == 0
+    assert run(f"--net={digits_guide_checkpoint}", f"--outdir={tmp_path / 'b'}", *QUICK).returncode == 0
+    for name in pictures(tmp_path / "a"):
+        assert np.array_equal(*(np.asarray(Image.open(tmp_path / folder / name)) for folder in "ab"))
+
+
+def test_an_orbax_checkpoint(digits, digits_checkpoint, tmp_path):
+    """Whose metadata take JAX to be read: the device is chosen before that."""
+    record = jax_edm2.read_record(digits_checkpoint)
+    jax_edm2.save(tmp_path / "digits", *digits, record=record)
+    arguments = (f"--net={tmp_path / 'digits'}", f"--outdir={tmp_path / 'a'}", "--seeds=1", "--steps=2")
+    fails(*arguments, "--device=gpu", text="JAX finds no gpu here")
+    fails(*arguments, f"--sha256={'0' * 64}", text="is a folder, which has no sha256")
+    assert run(*arguments, "--device=cpu").returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        cluster = (f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--num-processes=1", "--process-id=0")
+    assert run(*arguments, "--device=cpu", *cluster, f"--outdir={tmp_path / 'b'}").returncode == 0
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
 
 
 def test_latents_and_their_vae(latent_pkl, vae_folder, tmp_path):
@@ -159,6 +187,24 @@ def test_latents_and_their_vae(latent_pkl, vae_folder, tmp_path):
     fails(*arguments, "--offline", text="huggingface.co/stabilityai/sd-vae-ft-mse/resolve/main/config.json: is not in")
     fails(*arguments, f"--vae={latent_pkl}", text="is no safetensors file")
     fails(*arguments, "--vae=nowhere", text="nowhere: there is no such file")
+
+
+def test_rounding_needs_float16(digits, digits_checkpoint, tmp_path):
+    net, variables = digits
+    variables = jax.tree.map(lambda leaf: leaf.astype("float32"), variables)
+    jax_edm2.save(tmp_path / "net.safetensors", net, variables)
+    arguments = (f"--outdir={tmp_path / 'out'}", "--nvlabs-rounding", *QUICK)
+    fails(
+        f"--net={tmp_path / 'net.safetensors'}", *arguments, text="is stored in float32, and --nvlabs-rounding is for"
+    )
+
+
+def test_nobody_listens(digits_checkpoint, tmp_path):
+    """A closed standard error is no reason to stop."""
+    command = [*COMMAND, f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=1", *QUICK]
+    script = " ".join(map(str, command)) + " 2>&-"
+    assert subprocess.run(["sh", "-c", script], env={**os.environ, "PYTHONPATH": ROOT}).returncode == 0
+    assert list(pictures(tmp_path)) == ["000001.png"]
 
 
 def test_skipping_and_the_grid(digits_checkpoint, tmp_path):
@@ -237,11 +283,16 @@ def test_what_is_refused(digits_pkl, latent_pkl, tmp_path):
     ):
         fails(*arguments, text=text)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "grid.png").mkdir(parents=True)
     for arguments, text in (
         ([net, out, "--class=10", *QUICK], "digits.pkl: class 10 is out of range: the network has classes 0 to 9"),
         ([net, out, f"--gnet={latent_pkl}", "--guidance=2", *QUICK], "the guide has img_channels 4, and the network 1"),
         ([net, out, "--device=gpu"], "JAX finds no gpu here"),
         ([f"--net={__file__}", out], "is no pickle"),
+        ([net, out, f"--sha256={'0' * 64}", *QUICK], "as demanded"),
+        ([net, out, "--grid", *QUICK], "grid.png: is a folder and would be lost"),
+        ([net, out, "--vae=somewhere", *QUICK], "does not say that it draws latents of a VAE: leave out --vae"),
+        ([net, out, "--rho=0.001"], "noise levels are beyond float32"),
     ):
         fails(*arguments, text=text)
 

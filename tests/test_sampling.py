@@ -153,6 +153,28 @@ def test_settings_that_make_no_sense(wrong, message):
         Settings(**wrong)
 
 
+def test_schedules_beyond_float32():
+    for wrong in ({"rho": 0.001}, {"sigma_min": 1e-50}, {"sigma_max": 1e39}):
+        with pytest.raises(ValueError, match="the schedule's noise levels are beyond float32"):
+            Settings(**wrong)
+    level = Settings(sampler="dpmpp-2m", sigma_min=2.0, sigma_max=2.0, num_steps=3).sigmas
+    assert np.isfinite(dpmpp_2m(gaussian, jnp.ones((1, 1, 1, 1)), level)).all()
+
+
+def test_what_sample_refuses(digits):
+    noise, labels = jnp.zeros((2, 1, 8, 8)), jnp.zeros((2, 10))
+    churn = Settings(num_steps=4, churn=Churn(8.0))
+    with pytest.raises(ValueError, match=r"take churn_noise \[4, 2, 1, 8, 8\], not \[0, 2, 1, 8, 8\]"):
+        sample(*digits, noise, labels, settings=churn)
+    with pytest.raises(ValueError, match=r"take churn_noise \[0, 2, 1, 8, 8\], not \[4, 2, 1, 8, 8\]"):
+        sample(*digits, noise, labels, churn_noise=jnp.zeros((4, 2, 1, 8, 8)))
+    with pytest.raises(ValueError, match=r"noise must be \[N, 1, 8, 8\], not \[2, 1, 16, 16\]"):
+        sample(*digits, jnp.zeros((2, 1, 16, 16)), labels)
+    with pytest.raises(ValueError, match=r"labels must be one-hot \[2, 10\], not \[3, 10\]"):
+        sample(*digits, noise, jnp.zeros((3, 10)))
+    assert hash(Settings(interval=[0.3, 3.0])) == hash(Settings(interval=(0.3, 3.0)))
+
+
 def test_a_guide_must_fit(digits):
     net, variables = digits
     noise = jnp.zeros((1, 1, 8, 8))

@@ -111,6 +111,16 @@ def test_latent_statistics():
     np.testing.assert_allclose(raw_latents(record, jnp.asarray(white)), raw, rtol=0, atol=1e-5)
 
 
+def test_another_kind_of_decoder_is_refused(tmp_path):
+    """diffusers' blocks with attention have the tensors of the plain ones, and more."""
+    levels = len(SMALL["block_out_channels"])
+    blocks = {"up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * (levels - 1)}
+    down = {"down_block_types": ["DownEncoderBlock2D"] * levels}
+    AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, **blocks, **down, **SMALL).save_pretrained(tmp_path)
+    with pytest.raises(VAEError, match=r"\+ decoder.up_blocks.0.attentions.0.*is not part of it"):
+        load_vae(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -119,6 +129,12 @@ def test_latent_statistics():
         (lambda folder: (folder / CONFIG).write_text("{"), "is no config.json of a VAE"),
         (lambda folder: (folder / CONFIG).write_text('{"_class_name": "VQModel"}'), "describes a VQModel"),
         (lambda folder: (folder / CONFIG).write_text('{"block_out_channels": [9]}'), r"\[9\] make no decoder"),
+        (
+            lambda folder: (folder / CONFIG).write_text('{"layers_per_block": "2"}'),
+            "layers_per_block is '2'",
+        ),
+        (lambda folder: (folder / CONFIG).write_text('{"norm_num_groups": -4}'), "norm_num_groups is -4, which makes"),
+        (lambda folder: (folder / CONFIG).write_text('{"use_post_quant_conv": "no"}'), "is 'no', which makes"),
         (lambda folder: (folder / CONFIG).unlink(), r"! post_quant|decoder.conv_in.weight is \[16, 4, 3, 3\], should"),
     ],
 )

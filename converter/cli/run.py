@@ -40,13 +40,28 @@ def run(command: click.Command) -> NoReturn:
         _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{name}: interrupted", err=True)
+        _leave(INTERRUPTED)
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            _leave(TERMINATED)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: JAX crashes if Python is taken down while it compiles."""
+    with contextlib.suppress(OSError, AttributeError):  # closed, or none
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # at once: JAX crashes if Python is taken down while it compiles
+    os._exit(code)
 
 
 def _fail(name: str, message: str) -> NoReturn:
     """One line, whatever the names in it hold."""
     line = re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], message)
     with contextlib.suppress(OSError):  # nobody listens
-        click.echo(f"{name}: {line}".encode(errors="backslashreplace").decode(), err=True)
+        click.echo(printable(f"{name}: {line}"), err=True)
     sys.exit(BAD_INPUT)
+
+
+def printable(text: str) -> str:
+    """With escapes for what is no character, as file names may have it."""
+    return text.encode(errors="backslashreplace").decode()

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import click
 
 from converter import presets
 from converter.cli.devices import Cluster, start
-from converter.cli.run import run
+from converter.cli.run import printable, run
 from converter.cli.seeds import Seeds
 from converter.cli.source import Fetching, Location, locate
 from converter.cli.source import options as source_options
@@ -26,7 +26,8 @@ from jax_edm2 import __version__
 from jax_edm2.checkpoint import read_record
 
 if TYPE_CHECKING:
-    from jax_edm2.generation import Generator
+    from converter.pictures import Folder
+    from jax_edm2.generation import Batch, Generator
     from jax_edm2.sampling import Settings
 
 WRITERS = 4  # threads that write pictures
@@ -44,8 +45,8 @@ Two processes, each with all of its devices (on Slurm and TPU pods, --distribute
       --coordinator=host0:1234 --num-processes=2 --process-id=0
 
 \b
-Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted; pictures
-that are finished are kept, and --skip-existing goes on from there.
+Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted, 143
+terminated; pictures that are finished are kept, and --skip-existing goes on from there.
 """
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -76,8 +77,7 @@ class _Request:
 
     net: Location
     guide: Location | None
-    guidance: float | None
-    settings: dict[str, Any]
+    settings: "Settings"
     seeds: tuple[int, ...]
     class_idx: int | None
     batch: int
@@ -91,7 +91,7 @@ class _Request:
 
 @click.command(name="edm2-sample", epilog=EPILOG, context_settings={"max_content_width": 100})
 @source_options
-@click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl).")
+@click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl) or its URL.")
 @click.option("--gnet", metavar="PATH|URL", help="Guiding network.  [default: the preset's, or the checkpoint's]")
 @click.option("--guidance", type=float, help="Its strength; 1 is no guidance.  [default: likewise]")
 @click.option("--guidance-interval", type=Interval(), help="Guide at these noise levels only: above LO, up to HI.")
@@ -173,32 +173,40 @@ def edm2_sample(
     cluster = _cluster(distributed, coordinator, num_processes, process_id)
     if grid and (latents or cluster):
         raise click.UsageError("--grid goes with neither --latents nor several processes")
+    if preset is None and net is None:
+        raise click.UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
+    _settings(settings, 2.0)  # what is wrong in itself is known before anything is done
+    start(device, cluster)  # before an orbax checkpoint is read, which would start JAX as it likes
     location, guide, guidance = _which(preset, net, gnet, guidance)
     if sha256 is not None and guide is not None:
         raise click.UsageError("--sha256 is for one file, and with a guide there are two")
     request = _Request(
-        location, guide, guidance, settings, seeds, class_idx, batch, rng, precision, nvlabs_rounding, vae, vae_batch,
-        latents,
+        location, guide, _settings(settings, guidance), seeds, class_idx, batch, rng, precision, nvlabs_rounding, vae,
+        vae_batch, latents,
     )  # fmt: skip
-    _settings(request, guidance or 1.0)  # wrong ones are known before anything is fetched
+    from jax.errors import JaxRuntimeError
+
     from converter.pictures import Folder, contact_sheet
 
-    folder = Folder(outdir, subdirs=subdirs, suffix=".npy" if latents else ".png")
-    fetching = Fetching(sha256, cache_dir, offline)
-    start(device, cluster)
-    generator, about = _prepare(request, fetching)
-    report = _run(request, generator, folder, about, skip_existing)
-    report["outdir"] = str(outdir)
+    folder, sheet = Folder(outdir, subdirs=subdirs, suffix=".npy" if latents else ".png"), outdir / "grid.png"
+    if grid and sheet.is_dir():
+        raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
+    try:
+        generator, about = _prepare(request, Fetching(sha256, cache_dir, offline))
+        report = _run(request, generator, folder, about, skip_existing)
+    except JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        raise SampleError(f"JAX could not go on ({text:.150}); try a smaller --batch or --vae-batch") from None
     if grid:
-        contact_sheet([folder.file(seed) for seed in seeds], outdir / "grid.png")
+        contact_sheet([folder.file(seed) for seed in seeds], sheet)
     if json_:
-        click.echo(json.dumps({**report, **about}, sort_keys=True))
+        click.echo(json.dumps({**report, **about, "outdir": str(outdir)}, sort_keys=True))
         return
     kind, there = "arrays" if latents else "pictures", report["skipped"]
     skipped = f", {there} there already" if there else ""
-    click.echo(f"{outdir}: {report['written']} {kind}{skipped}, {report['seconds']:.1f} s")
+    click.echo(printable(f"{outdir}: {report['written']} {kind}{skipped}, {report['seconds']:.1f} s"))
     if grid:
-        click.echo(f"{outdir / 'grid.png'}")
+        click.echo(printable(str(sheet)))
 
 
 def _cluster(distributed, coordinator, num_processes, process_id) -> Cluster | None:
@@ -210,29 +218,34 @@ def _cluster(distributed, coordinator, num_processes, process_id) -> Cluster | N
     return Cluster(coordinator, num_processes, process_id) if distributed or all(given) else None
 
 
-def _which(preset, net, gnet, guidance) -> tuple[Location, Location | None, float | None]:
+def _which(preset, net, gnet, guidance) -> tuple[Location, Location | None, float]:
     """The network, its guide, and how strong that guides: of the flags, else of the preset, else of the checkpoint."""
-    found = None
-    if preset is not None:
-        preset_net, found = locate(None, preset)
-    elif net is None:
-        raise click.UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
-    location = _location(net) if net is not None else preset_net
+    location, found = locate(None, preset) if preset is not None else (_location(net), None)
+    if net is not None:
+        location = _location(net)
     guide = _location(gnet) if gnet is not None else None
+    path = Path(location.text)
     if found is not None and found.guide:
         guide = guide or Location(presets.url(found.guide))
         guidance = found.guidance if guidance is None else guidance
-    path = Path(location.text)
-    if not location.remote and is_checkpoint(path) and path.exists() and (guide is None or guidance is None):
-        sampler = read_record(path).sampler
-        if sampler.guide is not None and guidance != 1:
-            guide = guide or Location(str(path.with_name(sampler.guide)))
-            guidance = sampler.guidance if guidance is None else guidance
+    elif not location.remote and is_checkpoint(path) and (sampler := read_record(path).sampler).guide is not None:
+        guide = guide or _beside(path, sampler.guide)
+        guidance = sampler.guidance if guidance is None else guidance
     if guidance not in (None, 1) and guide is None:
         raise click.UsageError("--guidance needs a guiding network: --gnet, or a guided preset")
     if guide is not None and guidance is None:
         raise click.UsageError("--gnet needs --guidance, a number such as 1.5")
-    return location, guide if guidance != 1 else None, guidance
+    return location, guide if guidance != 1 else None, 1.0 if guidance is None else guidance
+
+
+def _beside(path: Path, name: str) -> Location:
+    """The guide that a checkpoint's record names."""
+    try:
+        return Location(str(path.absolute().with_name(name)))
+    except ValueError:
+        raise SampleError(
+            f"{path}: its record names a guide {name!a:.100}, which is no file name; give --gnet"
+        ) from None
 
 
 def _location(text: str) -> Location:
@@ -242,10 +255,11 @@ def _location(text: str) -> Location:
     return location
 
 
-def _settings(request: _Request, guidance: float) -> "Settings":
+def _settings(flags: dict[str, Any], guidance: float) -> "Settings":
+    """Raises: click.UsageError."""
     from jax_edm2.sampling import Churn, Settings
 
-    values = dict(request.settings)
+    values = dict(flags)
     churn = Churn(**{name: values.pop(name) for name in ("S_churn", "S_min", "S_max", "S_noise")})
     interval = values.pop("guidance_interval")
     if interval is not None and guidance == 1:
@@ -263,32 +277,35 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
     """The generator, and what is said in every picture about where it comes from."""
     import jax
 
+    from converter.pictures import MODES
     from jax_edm2.decoding import make_decoder
     from jax_edm2.generation import Generator
 
-    settings = _settings(request, request.guidance or 1.0)
+    jax.config.update("jax_default_matmul_precision", "highest")  # of float32: embeddings and the VAE are always that
     main = _load(request, fetching, request.net)
     guide = None if request.guide is None else _load(request, fetching, request.guide)
-    dtype = jax.numpy.dtype(main.net.dtype)
-    if dtype == jax.numpy.float32:
-        jax.config.update("jax_default_matmul_precision", "highest")
+    channels = main.net.config.img_channels
     try:
         decoder = None
         if not request.latents:
             vae = find_vae(main.record.encoder, request.vae, fetching)
+            if vae is None and channels not in MODES:
+                raise SampleError(
+                    f"{main.name}: draws {channels} channels and names no VAE: no pictures; use --latents"
+                )
             decoder = make_decoder(main.record.encoder, vae, request.vae_batch)
         generator = Generator(
-            main.net, main.variables, guide=(guide.net, guide.variables) if guide else None, settings=settings,
-            rng=request.rng, class_idx=request.class_idx, decoder=decoder,
+            main.net, main.variables, guide=(guide.net, guide.variables) if guide else None,
+            settings=request.settings, rng=request.rng, class_idx=request.class_idx, decoder=decoder,
         )  # fmt: skip
     except ValueError as error:
         raise SampleError(f"{main.name}: {error}" if not guide else f"{main.name}, {guide.name}: {error}") from None
     about = {
         "network": {"name": main.name, "digest": main.record.digest},
         "guide": {"name": guide.name, "digest": guide.record.digest} if guide else None,
-        "settings": _finite(dataclasses.asdict(settings)),
+        "settings": _finite(dataclasses.asdict(request.settings)),
         "rng": request.rng,
-        "precision": dtype.name,
+        "precision": jax.numpy.dtype(main.net.dtype).name,
         "nvlabs_rounding": request.nvlabs_rounding,
         "edm2_jax": __version__,
     }
@@ -314,9 +331,13 @@ def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNe
             return request.precision
         return "float16" if jax.default_backend() == "gpu" and record.config.use_fp16 else "float32"
 
-    path = Path(location.text) if not location.remote else fetching.bring(location)
-    loaded = load_network(path, location.name, dtype)
+    loaded = load_network(fetching.bring(location), location.name, dtype)
     if request.nvlabs_rounding:
+        if "float16" not in loaded.record.dtype.split("+"):
+            raise SampleError(
+                f"{loaded.name}: is stored in {loaded.record.dtype}, and --nvlabs-rounding is for float16: convert it "
+                "with --dtype keep"
+            )
         loaded = dataclasses.replace(loaded, variables=nvlabs_gains(loaded.variables))
     return loaded
 
@@ -324,33 +345,38 @@ def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNe
 # Pictures
 
 
-@dataclass
-class _Progress:
-    """Writes pictures in threads and counts them."""
+class _Writers:
+    """Threads that write pictures. done: the seeds of those that are there."""
 
-    folder: Any
-    bar: Any
-    pool: ThreadPoolExecutor
-    written: int = 0
-    pending: list[Future] = field(default_factory=list)
+    def __init__(self, folder: "Folder", about: dict[str, Any]):
+        self.folder, self.about, self.done = folder, about, list[int]()
+        self._pool = ThreadPoolExecutor(WRITERS)
+        self._pending: list[Future] = []
 
-    def submit(self, batch, arrays, about):
+    def write(self, batch: "Batch", arrays):
+        """Begin to write a batch, when the one before is written."""
         self.settle()
         for i, seed in enumerate(batch.seeds):
             note = {"Software": f"edm2-jax {__version__}", "seed": str(seed)}
             note |= {} if batch.classes is None else {"class": str(batch.classes[i])}
-            self.pending.append(self.pool.submit(self.folder.write, seed, arrays[i], {**note, "edm2": about}))
+            self._pending.append(self._pool.submit(self._write, seed, arrays[i], {**note, "edm2": self.about}))
+
+    def _write(self, seed: int, array, note: dict[str, Any]):
+        self.folder.write(seed, array, note)
+        self.done.append(seed)
 
     def settle(self):
-        """Wait for what is being written; the first error of it is raised."""
-        while self.pending:
-            self.pending[0].result()
-            self.pending.pop(0)
-            self.written += 1
-            self.bar.update()
+        """Wait for what is being written. Raises: the first error of it."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def close(self):
+        """Wait for what is being written, and write no more."""
+        self._pool.shutdown(cancel_futures=True)
 
 
-def _run(request: _Request, generator: "Generator", folder, about: dict[str, Any], skip: bool) -> dict[str, Any]:
+def _run(request: _Request, generator: "Generator", folder: "Folder", about, skip: bool) -> dict[str, Any]:
     import jax
     import numpy as np
     from tqdm import tqdm
@@ -358,26 +384,25 @@ def _run(request: _Request, generator: "Generator", folder, about: dict[str, Any
     from jax_edm2.generation import share
 
     mine = share(request.seeds, jax.process_index(), jax.process_count())
-    todo = [seed for seed in mine if not (skip and folder.file(seed).exists())]
+    todo = [seed for seed in mine if not (skip and folder.file(seed).is_file())]
     began = time.perf_counter()
-    silent = not sys.stderr.isatty() or jax.process_index() > 0
-    with (
-        tqdm(total=len(todo), unit="image", file=sys.stderr, disable=silent, leave=False) as bar,
-        ThreadPoolExecutor(WRITERS) as pool,
-    ):
-        progress = _Progress(folder, bar, pool)
-        try:
+    silent = sys.stderr is None or not sys.stderr.isatty() or jax.process_index() > 0
+    writers = _Writers(folder, about)
+    try:
+        with tqdm(total=len(todo), unit="image", file=sys.stderr, disable=silent, leave=False) as bar:
             for batch in generator(todo, request.batch):
                 arrays = batch.latents if request.latents else batch.pictures
-                progress.submit(batch, np.asarray(arrays), about)
-            progress.settle()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # waits for what is being written
-            there = sum(folder.file(seed).exists() for seed in todo)
-            with contextlib.suppress(OSError):
-                click.echo(f"{there} of {len(todo)} are in {folder.path}", err=True)
-            raise
-    return {"written": progress.written, "skipped": len(mine) - len(todo), "seconds": time.perf_counter() - began}
+                writers.write(batch, np.asarray(arrays))
+                bar.update(len(writers.done) - bar.n)
+            writers.settle()
+    except BaseException:
+        writers.close()
+        with contextlib.suppress(OSError):
+            click.echo(printable(f"{len(writers.done)} of {len(todo)} are in {folder.path}"), err=True)
+        raise
+    writers.close()
+    seconds = time.perf_counter() - began
+    return {"written": len(writers.done), "skipped": len(mine) - len(todo), "seconds": seconds}
 
 
 def main():

@@ -18,7 +18,7 @@ class Seeds(click.ParamType):
             return value
         seeds: dict[int, None] = {}
         for part in value.split(","):
-            match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part.strip())
+            match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip())
             if not match or int(match[2] or match[1]) < int(match[1]):
                 self.fail(f"{value!r:.100} is no list of seeds such as 0-3,7", param, ctx)
             first, last = int(match[1]), int(match[2] or match[1])

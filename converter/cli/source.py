@@ -53,6 +53,8 @@ class Fetching:
         if location.remote:
             return self.fetch(location.text, _check, self.sha256)
         path = Path(location.text)
+        if self.sha256 is not None and path.is_dir():
+            raise CacheError(f"{path}: is a folder, which has no sha256")
         if self.sha256 is not None and path.is_file() and (found := sha256(path)) != self.sha256.lower():
             raise CacheError(f"{path}: its sha256 is {found}, not {self.sha256.lower()} as demanded")
         return path

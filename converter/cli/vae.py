@@ -25,9 +25,11 @@ def find_vae(encoder: Encoder | None, given: str | None, fetching: Fetching) -> 
     Raises: ConverterError, OSError.
     """
     from jax_edm2.decoding import VAE
-    from jax_edm2.vae import CONFIG, WEIGHTS, VAEError, load_vae
+    from jax_edm2.vae import CONFIG, WEIGHTS, VAEError, load_vae, read_vae_config
 
     if encoder is None or encoder.kind != VAE:
+        if given is not None:
+            raise VAENotFoundError("the network does not say that it draws latents of a VAE: leave out --vae")
         return None
     location = Location(given if given is not None else _published(encoder))
     try:
@@ -40,10 +42,16 @@ def find_vae(encoder: Encoder | None, given: str | None, fetching: Fetching) -> 
             except VAEError as error:
                 raise VAENotFoundError(str(error)) from None
 
+        def check_config(path: Path):
+            try:
+                read_vae_config(path)
+            except VAEError as error:
+                raise VAENotFoundError(str(error)) from None
+
         config = None
         if re.fullmatch(r"[^?#]*\.safetensors([?#].*)?", location.text):
             return load_vae(fetching.fetch(location.text, check))
-        config = fetching.fetch(f"{location.text.rstrip('/')}/{CONFIG}", lambda path: None)
+        config = fetching.fetch(f"{location.text.rstrip('/')}/{CONFIG}", check_config)
         return load_vae(fetching.fetch(f"{location.text.rstrip('/')}/{WEIGHTS}", check), config)
     except VAEError as error:
         raise VAENotFoundError(str(error)) from None

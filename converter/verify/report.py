@@ -59,7 +59,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         check = where if where in ("gradients", "trajectory") else "forward"
         checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
     options = outcome.options
-    return _clean(
+    return clean(
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -89,12 +89,12 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     )
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     if isinstance(value, dict):
-        return {key: _clean(v) for key, v in value.items()}
+        return {key: clean(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(v) for v in value]
+        return [clean(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -204,18 +204,18 @@ def terminal(report: dict[str, Any]) -> Iterator[str]:
         yield from _tree_lines(report)
         yield ""
     for name, verdict, text in check_lines(report):
-        yield from _wrap(f"{'ok ' if verdict == AGREES else 'BAD'} {name:<11} ", text)
+        yield from wrap(f"{'ok ' if verdict == AGREES else 'BAD'} {name:<11} ", text)
     for entry in report["throughput"]:
         yield ""
         yield from throughput_lines(entry)
     for warning in report["warnings"]:
-        yield from _wrap("note: ", warning)
+        yield from wrap("note: ", warning)
     yield ""
     yield f"{report['verdict'].upper()}: {report['headline']}."
     for g in report["guilty"][:5]:
-        yield from _wrap("  guilty: ", f"{g['scope']}, {g['operation']} ({g['what']}): {g['why']}")
+        yield from wrap("  guilty: ", f"{g['scope']}, {g['operation']} ({g['what']}): {g['why']}")
     for reason in report["reasons"]:
-        yield from _wrap("  ", reason)
+        yield from wrap("  ", reason)
 
 
 def _tree_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -254,7 +254,7 @@ def throughput_lines(entry: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _wrap(prefix: str, text: str, width: int = 100) -> list[str]:
+def wrap(prefix: str, text: str, width: int = 100) -> list[str]:
     import textwrap
 
     return textwrap.wrap(

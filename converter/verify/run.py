@@ -183,7 +183,7 @@ def judge(
     from converter.verify.precision import jax_facts, jax_precision, jax_switches
     from jax_edm2.checkpoint import read_record
 
-    plan, tolerance = truth.plan, _tolerance(truth.plan.precision)
+    plan, tolerance = truth.plan, _tolerance(truth)
     with jax_precision(plan.precision):
         switches = jax_switches(plan.precision)
         findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
@@ -213,12 +213,14 @@ def judge(
     )
 
 
-def _tolerance(precision: str) -> Tolerance:
+def _tolerance(truth: Truth) -> Tolerance:
     import jax
 
-    if precision == "float32" and jax.default_backend() == "tpu":
+    if truth.golden is not None:
+        return Tolerance(**truth.golden["tolerance"])
+    if truth.plan.precision == "float32" and jax.default_backend() == "tpu":
         return TOLERANCES["float32 on TPU"]
-    return TOLERANCES[precision]
+    return TOLERANCES[truth.plan.precision]
 
 
 def config_differences(expected: EDM2Config, found: EDM2Config) -> list[str]:

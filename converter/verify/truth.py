@@ -10,6 +10,7 @@ A zip archive of .npy members (numpy.load reads it like any .npz) and one JSON m
     gradient/NAME, step/NAME, ema/NAME   float32 (rounded once), of every parameter; gradient/input besides
 """
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from jax_edm2.config import EDM2Config
 
 SCHEMA = "edm2-truth/1"
 MEMBER = "truth.json"
+PROJECTIONS = 8
 
 
 class TruthError(ConverterError):
@@ -51,7 +53,7 @@ class TruthWriter:
         return _read(self._zip, key)
 
     def finish(self, facts: dict[str, Any]):
-        self._zip.writestr(MEMBER, json.dumps({"schema": SCHEMA, **facts}))
+        self._zip.writestr(MEMBER, json.dumps({"schema": SCHEMA, **facts}), zipfile.ZIP_DEFLATED)
 
 
 class Truth:
@@ -73,6 +75,7 @@ class Truth:
         self.path = path
         self.plan = Plan.from_json(self.facts["plan"])
         self.config = EDM2Config(**self.facts["config"])
+        self.golden: dict[str, Any] | None = self.facts.get("golden")  # see `converter.verify.golden`
 
     def __enter__(self):
         return self
@@ -83,11 +86,26 @@ class Truth:
     def __contains__(self, key: str) -> bool:
         return f"{key}.npy" in self._zip.NameToInfo
 
+    def keys(self) -> set[str]:
+        """Of all arrays."""
+        return {name.removesuffix(".npy") for name in self._zip.NameToInfo if name != MEMBER}
+
     def __getitem__(self, key: str) -> np.ndarray:
         try:
             return _read(self._zip, key)
         except (KeyError, zipfile.BadZipFile) as error:
             raise TruthError(f"{self.path}: {key} is missing or damaged ({error}); make it again") from None
+
+
+def projection(name: str, value: np.ndarray) -> np.ndarray:
+    """The norm of an array and PROJECTIONS random projections of it, float64: enough to see any change of it.
+
+    The directions depend on the array's name and size alone; theirs is numpy's frozen generator.
+    """
+    flat = np.asarray(value, np.float64).reshape(-1)
+    seed = int.from_bytes(hashlib.sha256(f"{name} {flat.size}".encode()).digest()[:4], "little")
+    directions = np.random.RandomState(seed).standard_normal((PROJECTIONS, flat.size)) / np.sqrt(PROJECTIONS)
+    return np.array([np.linalg.norm(flat), *(directions @ flat)])
 
 
 def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:

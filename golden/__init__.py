@@ -1,0 +1,1 @@
+"""Small recorded truths, and what made them."""

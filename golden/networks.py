@@ -1,0 +1,68 @@
+"""The networks whose truths are recorded: six tiny ones with random weights, and the digits. Needs numpy alone.
+
+Together the tiny ones have every configuration option at a value that is not its default, and every kind of block.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.names import torch_name
+from jax_edm2.config import EDM2Config, expected_tree
+
+DIGITS = Path(__file__).with_name("digits.pkl")
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "img_resolution": 8, "img_channels": 3, "label_dim": 10, "model_channels": 8, "channel_mult": [1, 2],
+        "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "clip_act": 1.5,
+    },
+    "unconditional": {
+        "img_resolution": 8, "img_channels": 4, "label_dim": 0, "model_channels": 6, "channel_mult": [1, 1],
+        "num_blocks": 2, "attn_resolutions": [8], "channels_per_head": 3, "sigma_data": 1.0, "clip_act": None,
+    },
+    "options": {
+        "img_resolution": 8, "img_channels": 3, "label_dim": 5, "sigma_data": 0.4, "logvar_channels": 16,
+        "model_channels": 8, "channel_mult": [1, 2], "channel_mult_noise": 2, "num_blocks": 1,
+        "attn_resolutions": [4], "label_balance": 0.4, "concat_balance": 0.35, "resample_filter": [1, 3, 2, 1],
+        "channels_per_head": 8, "dropout": 0.2, "res_balance": 0.3, "attn_balance": 0.4,
+    },
+    "balances": {
+        "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 8, "channel_mult": [1, 2],
+        "channel_mult_emb": 3, "num_blocks": 1, "attn_resolutions": [], "channels_per_head": 4, "label_balance": 0.9,
+        "concat_balance": 0.7, "res_balance": 0.6, "attn_balance": 0.2, "use_fp16": False,
+    },
+    "three levels": {
+        "img_resolution": 16, "img_channels": 2, "label_dim": 4, "model_channels": 4, "channel_mult": [1, 2, 3],
+        "num_blocks": 1, "attn_resolutions": [8, 4], "channels_per_head": 4, "resample_filter": [1, 2, 0.5, 4],
+        "clip_act": 2.0,
+    },
+    "one level": {
+        "img_resolution": 6, "img_channels": 3, "label_dim": 200, "model_channels": 12, "channel_mult": [2],
+        "num_blocks": 0, "attn_resolutions": [6], "channels_per_head": 64, "sigma_data": 0.3, "logvar_channels": 33,
+    },
+}  # fmt: skip
+
+
+def weights(name: str) -> dict[str, np.ndarray]:
+    """float32 tensors of a tiny network, by their names in a snapshot.
+
+    From numpy's RandomState, whose streams are frozen, in the order of the names; gains from 0.5 to 1.5. All values
+    are float16's, as in a snapshot.
+    """
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    random = np.random.RandomState(seed)
+    tree = {torch_name(path): shape for path, shape in expected_tree(EDM2Config(**NETWORKS[name])).items()}
+    tensors = {}
+    for key in sorted(tree):
+        if key.endswith("gain"):
+            value = np.asarray(random.uniform(0.5, 1.5))
+        elif key.endswith("phases"):
+            value = random.uniform(0, 2 * math.pi, tree[key])
+        else:
+            value = random.standard_normal(tree[key]) * (2 * math.pi if key.endswith("freqs") else 1)
+        tensors[key] = value.astype(np.float16).astype(np.float32)
+    return tensors

@@ -1,0 +1,155 @@
+"""Records the goldens: golden/truths/NETWORK.npz, what `edm2-verify --golden` holds a machine to.
+
+    python -m golden.truths                     # make them again, and show how they differ from what is committed
+    python -m golden.truths --check             # the same, and write nothing
+
+PyTorch computes each truth in float64 (`converter.verify.oracle`); what is not needed is left out; JAX is measured
+against it, and so comes the tolerance. Names, shapes and digests must not change; numbers may by what float64 rounds.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from converter.verify import oracle
+from converter.verify.cases import Plan
+from converter.verify.golden import FOLDER, MARGIN, check_golden, network_tensors, normalised_digest
+from converter.verify.oracle_job import Job
+from converter.verify.run import Outcome
+from converter.verify.taps import EMBEDDED, taps
+from converter.verify.truth import Truth, TruthWriter, projection
+from golden.networks import DIGITS, NETWORKS
+from torch_ref.network import Precond
+from torch_ref.snapshot import write_snapshot
+
+PLAN = Plan(sigmas=(0.3, 20.0), batch=2, steps=8)
+NAMES = [*NETWORKS, "digits"]
+KINDS = ("isolated", "accumulated", "compiled", "gradient", "step", "trajectory")
+CLOSE = 1e-9  # relative, between two computations of a truth; measured between 1 and 2 threads: 3e-14
+
+
+def record(name, folder):
+    """Make one golden in `folder`."""
+    snapshot, full, path = DIGITS, folder / "full.npz", folder / file_name(name)
+    tensors = network_tensors(name)
+    if name != "digits":
+        snapshot = folder / f"{name}.pkl"
+        net = Precond(**NETWORKS[name])
+        net.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+        write_snapshot(snapshot, net, dtype=torch.float32)
+    oracle.compute(Job(str(snapshot), str(full), PLAN))
+    with Truth(full) as truth:
+        facts = {"network": name, "normalised": normalised_digest(tensors)}
+        write(
+            truth, path, {**facts, "tolerance": tolerance(dict.fromkeys(KINDS, 1.0))}
+        )  # for everything to be measured
+        with Truth(path) as golden:
+            outcome = check_golden(golden)
+        path.unlink()
+        measured = largest_errors(outcome)
+        on = [outcome.facts["environment"]["JAX"], outcome.facts["environment"]["PyTorch"]]
+        write(truth, path, {**facts, "measured": measured, "on": on, "tolerance": tolerance(measured)})
+    full.unlink()
+
+
+def file_name(name):
+    return f"{name.replace(' ', '-')}.npz"
+
+
+def largest_errors(outcome: Outcome):
+    """Of JAX here, and of PyTorch, by kind, to two digits."""
+    found = [m for each in outcome.measurements.values() for m in each]
+    return {
+        kind: float(f"{max(max(m.difference.error, m.torch_error) for m in found if m.kind == kind):.1e}")
+        for kind in KINDS
+    }
+
+
+def tolerance(measured):
+    """The fields of a Tolerance that allows MARGIN times what was measured, and nothing else."""
+    return {
+        "k": 0.0,
+        "isolated": MARGIN * measured["isolated"],
+        "accumulated": MARGIN * max(measured["accumulated"], measured["compiled"]),
+        "gradient": MARGIN * max(measured["gradient"], measured["step"]),
+        "trajectory": MARGIN * measured["trajectory"],
+        "rounding": 0.0,
+        "ceiling": 1.0,
+    }
+
+
+def write(truth: Truth, path: Path, golden):
+    """A thin copy of a truth file."""
+    blocks = {tap.scope: tap for tap in taps(truth.config)}  # the last of every scope: what the scope gives
+    kept = {str(tap) for tap in blocks.values()}
+    facts = dict(truth.facts, golden=golden, amplification={})
+    errors = facts["errors"] = {
+        name: dict(found) if isinstance(found, dict) else found for name, found in truth.facts["errors"].items()
+    }
+    with TruthWriter(path) as file:
+        for case in (f"seed{seed}" for seed in PLAN.seeds):
+            for name in ("denoised", "logvar"):
+                file[f"{case}/{name}"] = truth[f"{case}/{name}"]
+            for tap in sorted(kept):
+                file[f"{case}/{tap}"] = truth[f"{case}/{tap}"]
+            for kind in ("accumulated", "isolated"):
+                errors[case][kind] = {tap: e for tap, e in errors[case][kind].items() if tap in kept}
+            if (unlabelled := f"{case} unlabelled") in errors:
+                file[f"{unlabelled}/{EMBEDDED}"] = truth[f"{unlabelled}/{EMBEDDED}"]
+                errors[unlabelled] = {"accumulated": {str(EMBEDDED): errors[unlabelled]["accumulated"][str(EMBEDDED)]}}
+        file["trajectory"], file["loss"] = truth["trajectory"], truth["loss"]
+        for key in errors["gradients"]:
+            if key != "loss":
+                file[key] = projection(key.split("/", 1)[1] if key.startswith("gradient/") else key, truth[key])
+        file.finish(
+            {name: value for name, value in facts.items() if name not in ("seconds", "snapshot")}
+            | {"seconds": 0.0, "snapshot": {**facts["snapshot"], "sha256": None}}
+        )
+
+
+def compare(old: Path, new: Path):
+    """How a golden differs from the one that is committed, a line each. Machines, versions and errors may differ."""
+    if not old.exists():
+        yield f"{old}: is new"
+        return
+    with Truth(old) as before, Truth(new) as after:
+        for name in ("config", "plan", "parameters", "reference"):
+            if before.facts[name] != after.facts[name]:
+                yield f"{old}: {name} was {str(before.facts[name])[:100]}, is {str(after.facts[name])[:100]}"
+        for name in ("network", "normalised"):
+            if before.golden[name] != after.golden[name]:
+                yield f"{old}: {name} was {before.golden[name]}, is {after.golden[name]}"
+        for key in sorted(before.keys() | after.keys()):
+            if key not in after or key not in before:
+                yield f"{old}: {key} is {'gone' if key in before else 'new'}"
+            elif before[key].shape != after[key].shape:
+                yield f"{old}: {key} was {before[key].shape}, is {after[key].shape}"
+            elif not (apart := np.linalg.norm(before[key] - after[key])) <= CLOSE * np.linalg.norm(before[key]):
+                yield f"{old}: {key} differs by {apart / np.linalg.norm(before[key]):.1e}"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m golden.truths", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if anything differs")
+    args = parser.parse_args(argv)
+    changed = False
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in NAMES:
+            record(name, folder)
+            new, old = folder / file_name(name), FOLDER / file_name(name)
+            lines = list(compare(old, new))
+            changed |= bool(lines)
+            print("\n".join(lines) or f"{old}: the same", flush=True)
+            if not args.check:
+                FOLDER.mkdir(exist_ok=True)
+                old.write_bytes(new.read_bytes())
+    return 1 if changed and args.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
