@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types faults survey hostile fuzz sampling bench bench-convert bench-download bench-sample digits clean
+.PHONY: demo test lint types faults survey hostile fuzz sampling golden golden-faults bench bench-convert bench-download bench-sample digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -33,6 +33,15 @@ fuzz: $(READY)  ## 20,000 mutants of sound snapshots
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.sampling_survey $(ARGS)
+
+golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--check writes nothing
+	$(BIN)/python -m golden.manifests $(ARGS)
+	$(BIN)/python -m golden.ema $(ARGS)
+	$(BIN)/python -m golden.torch_streams $(ARGS)
+	$(BIN)/python -m golden.truths $(ARGS)
+
+golden-faults: $(READY)  ## every fault of the corpus that is in the network's source, and the golden that trips over it
+	$(BIN)/python -m tests.golden_faults $(ARGS)
 
 bench: $(READY)  ## speed of both frameworks on this machine: make bench ARGS="s.pkl --device gpu --precision float16"
 	$(BIN)/edm2-verify --checks throughput $(or $(ARGS),golden/digits.pkl --batch 64)

@@ -21,7 +21,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "clip_act": 1.5,
     },
     "unconditional": {
-        "img_resolution": 8, "img_channels": 4, "label_dim": 0, "model_channels": 6, "channel_mult": [1, 1],
+        "img_resolution": 8, "img_channels": 4, "label_dim": 0, "model_channels": 6, "channel_mult": [2],
         "num_blocks": 2, "attn_resolutions": [8], "channels_per_head": 3, "sigma_data": 1.0, "clip_act": None,
     },
     "options": {
@@ -31,13 +31,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "channels_per_head": 8, "dropout": 0.2, "res_balance": 0.3, "attn_balance": 0.4,
     },
     "balances": {
-        "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 8, "channel_mult": [1, 2],
+        "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 8, "channel_mult": [1],
         "channel_mult_emb": 3, "num_blocks": 1, "attn_resolutions": [], "channels_per_head": 4, "label_balance": 0.9,
         "concat_balance": 0.7, "res_balance": 0.6, "attn_balance": 0.2, "use_fp16": False,
     },
     "three levels": {
         "img_resolution": 16, "img_channels": 2, "label_dim": 4, "model_channels": 4, "channel_mult": [1, 2, 3],
-        "num_blocks": 1, "attn_resolutions": [8, 4], "channels_per_head": 4, "resample_filter": [1, 2, 0.5, 4],
+        "num_blocks": 0, "attn_resolutions": [8, 4], "channels_per_head": 4, "resample_filter": [1, 2, 0.5, 4],
         "clip_act": 2.0,
     },
     "one level": {

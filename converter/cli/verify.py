@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -29,6 +30,7 @@ Examples:
   edm2-verify --preset edm2-img512-xs
   edm2-verify golden/digits.pkl --checks throughput --batch 64
   edm2-verify golden/digits.pkl --reference embedded --trust-embedded-code
+  edm2-verify --golden
 \b
 Two machines, PyTorch on one and JAX on the other:
   edm2-verify golden/digits.pkl --save-truth digits-truth.npz
@@ -40,6 +42,8 @@ Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input tha
 130 interrupted.
 """
 STEPS, LARGE = 32, 75e9  # multiply-accumulates of one evaluation: XS has 45e9, S 101e9
+OURS = "ours"  # goldens
+WITH_GOLDEN = ("golden", "device", "report", "json_")
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
 
 
@@ -119,6 +123,14 @@ class Checks(click.ParamType):
 @click.option("--trust-embedded-code", is_flag=True, help="Allow --reference embedded to execute the snapshot's code.")
 @click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
 @click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
+@click.option(
+    "--golden",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="[DIR]",
+    is_flag=False,
+    flag_value=OURS,
+    help="Hold this machine to recorded truths, ours or DIR's, in half a minute; needs no PyTorch and no SNAPSHOT.",
+)
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md.")
 @click.option("--force", is_flag=True, help="Replace an existing --save-truth file.")
@@ -127,13 +139,19 @@ class Checks(click.ParamType):
 @click.pass_context
 def edm2_verify(
     context, snapshot, checkpoint, device, precision, checks, seeds, sigmas, batch, steps, reference,
-    trust_embedded_code, save_truth, preset, sha256, cache_dir, offline, truth, sweep, report, force, json_,
+    trust_embedded_code, save_truth, preset, sha256, cache_dir, offline, truth, golden, sweep, report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
     Compares parameters, every operation of the forward pass, gradients and one training step, and a sampling
     trajectory with PyTorch in float64, and judges JAX by PyTorch's own error in the same precision.
     """
+    if golden is not None:
+        if found := [
+            parameter for parameter in context.params if parameter not in WITH_GOLDEN and _given(context, parameter)
+        ]:
+            raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
+        return _golden(golden, device, report, json_)
     if sweep and "throughput" not in checks:
         checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
     plan = Plan(checks, seeds, sigmas, batch, steps or STEPS, precision)
@@ -231,23 +249,50 @@ def _stages():
 
 
 def _report(outcome, folder: Path | None, json_: bool) -> int:
-    from converter.verify.html import html
-    from converter.verify.report import markdown, terminal, to_json
+    from converter.verify.report import terminal, to_json
 
     record = to_json(outcome)
-    text = json.dumps(record, sort_keys=True, allow_nan=False)
     if folder is not None:
-        for name, content in (("report.json", text), ("report.md", markdown(record)), ("report.html", html(record))):
-            with whole_or_nothing(folder / name, overwrite=True) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        _write(record, folder)
     if json_:
-        click.echo(text)
+        click.echo(json.dumps(record, sort_keys=True, allow_nan=False))
     else:
         for line in terminal(record):
             click.echo(line)
         if folder is not None:
             click.echo(f"{folder / 'report.html'}")
     return outcome.exit_code
+
+
+def _write(record: dict[str, Any], folder: Path):
+    from converter.verify.html import html
+    from converter.verify.report import markdown
+
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    for name, content in (("report.json", text), ("report.md", markdown(record)), ("report.html", html(record))):
+        with whole_or_nothing(folder / name, overwrite=True) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
+def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
+    """Hold this machine to goldens: the exit code."""
+    from converter.verify import golden
+
+    _start_jax(Options(device=device))
+    with _stages() as stage:
+        outcomes = list(golden.check_goldens(golden.FOLDER if str(folder) == OURS else folder, stage))
+    records = golden.check_records()
+    record = golden.to_json(outcomes, records)
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    if report is not None:
+        for name, each in record["reports"].items():
+            (report / name).mkdir(parents=True, exist_ok=True)
+            _write(each, report / name)
+        with whole_or_nothing(report / "goldens.json", overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for line in [text] if json_ else golden.terminal(outcomes, records):
+        click.echo(line)
+    return record["exit_code"]
 
 
 def main():

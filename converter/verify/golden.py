@@ -1,12 +1,12 @@
 """Goldens: recorded truths that a machine is held to with JAX alone, each a truth file that was made thin.
 
 A golden is a truth file (`converter.verify.truth`) of a network that anybody can have: one of `golden.networks`, or the
-digits. Of the taps it keeps the outputs of the blocks and of what is around them; of gradients and training steps the
-norm and random projections (`projection`). Its facts have, under `golden`:
+digits. Of the taps it keeps the outputs of the blocks and of what is around them, which are measured in the network
+compiled as a whole; of gradients the norm and random projections (`projection`). Its facts have, under `golden`:
 
     network     a name of golden.networks, or `digits`
-    measured    {isolated, accumulated, compiled, gradient, step, trajectory: the largest error that was seen, of JAX on
-                the machines listed, or of PyTorch, in float32 against the truth}
+    measured    {accumulated, compiled, gradient, trajectory: the largest error that was seen, of JAX on the machines
+                listed, or of PyTorch, in float32 against the truth}
     on          the machines and versions that the errors were seen on
     tolerance   the fields of a Tolerance: each floor is MARGIN times the error that was measured
     normalised  digest of the weights after normalisation in float64, rounded to float32
@@ -16,12 +16,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import golden
 from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.verify import report
@@ -30,9 +32,10 @@ from converter.verify.run import Options, Outcome, judge
 from converter.verify.truth import Truth
 from converter.verify.verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
 
-FOLDER = Path(__file__).parents[2] / "golden" / "truths"
+FOLDER = Path(golden.__file__).parent / "truths"
 MARGIN = 3.0
 SCHEMA = "edm2-golden/1"
+COMPILING = 2  # at once
 
 
 class GoldenError(ConverterError):
@@ -58,12 +61,16 @@ def check_goldens(folder: Path = FOLDER, progress: Callable[[str], None] = lambd
     paths = sorted(folder.glob("*.npz"))
     if not paths:
         raise GoldenError(f"{folder}: has no goldens (*.npz); make golden records them")
-    for path in paths:
+
+    def check(path: Path) -> Outcome:
         with Truth(path) as truth:
             if truth.golden is None:
                 raise GoldenError(f"{path}: is a truth file and no golden; use it with --truth")
             progress(truth.golden["network"])
-            yield check_golden(truth)
+            return check_golden(truth)
+
+    with ThreadPoolExecutor(COMPILING) as pool:  # nearly all of the time is XLA's, which compiles on one core
+        yield from pool.map(check, paths)
 
 
 def check_golden(truth: Truth) -> Outcome:
@@ -74,12 +81,12 @@ def check_golden(truth: Truth) -> Outcome:
     from converter.verify.candidate import Candidate
     from jax_edm2.network import Precond
 
-    golden = truth.golden or {}
-    tensors = network_tensors(golden["network"])
+    facts = truth.golden or {}
+    tensors = network_tensors(facts["network"])
     leaves = {jax_path(name): jnp.asarray(value) for name, value in tensors.items()}
     candidate = Candidate(Precond(truth.config), unflatten_dict(leaves, sep="/"), truth.config)
     outcome = judge(Options(), candidate, truth, None, lambda stage: None)
-    if normalised_digest(tensors) != golden["normalised"]:
+    if normalised_digest(tensors) != facts["normalised"]:
         outcome.verdict = DISAGREES
         outcome.reasons.append("the weights, normalised in float64, have another digest than was recorded")
     return outcome
@@ -132,13 +139,13 @@ def normalised_digest(tensors: dict[str, np.ndarray]) -> str:
 def rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     """The measurement nearest to its limit, of every network and kind, beside the error that was recorded."""
     for outcome in outcomes:
-        golden = outcome.truth["golden"]
+        facts = outcome.truth["golden"]
         found = [m for each in outcome.measurements.values() for m in each]
-        for kind, measured in golden["measured"].items():
+        for kind, measured in facts["measured"].items():
             worst = max((m for m in found if m.kind == kind), key=lambda m: m.margin, default=None)
             if worst is not None:
                 yield {
-                    "network": golden["network"],
+                    "network": facts["network"],
                     "kind": kind,
                     "name": worst.name,
                     "error": worst.difference.error,
