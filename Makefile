@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+ALONE = $(VENV)-jax
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types faults survey hostile fuzz sampling golden golden-faults bench bench-convert bench-download bench-sample digits clean
+.PHONY: demo test lint types faults survey hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download bench-sample digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -40,6 +41,12 @@ golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--c
 	$(BIN)/python -m golden.torch_streams $(ARGS)
 	$(BIN)/python -m golden.truths $(ARGS)
 
+golden-alone:  ## edm2-verify --golden in an environment of its own, without torch
+	$(PYTHON) -m venv $(ALONE)
+	$(ALONE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	! $(ALONE)/bin/python -c 'import torch' 2> /dev/null
+	$(ALONE)/bin/edm2-verify --golden --device cpu
+
 golden-faults: $(READY)  ## every fault of the corpus that is in the network's source, and the golden that trips over it
 	$(BIN)/python -m tests.golden_faults $(ARGS)
 
@@ -65,4 +72,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(ALONE) build *.egg-info
