@@ -18,7 +18,7 @@ DIGITS = Path(__file__).with_name("digits.pkl")
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {
         "img_resolution": 8, "img_channels": 3, "label_dim": 10, "model_channels": 8, "channel_mult": [1, 2],
-        "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "clip_act": 1.5,
+        "num_blocks": 0, "attn_resolutions": [4], "channels_per_head": 8, "clip_act": 1.5,
     },
     "unconditional": {
         "img_resolution": 8, "img_channels": 4, "label_dim": 0, "model_channels": 6, "channel_mult": [2],

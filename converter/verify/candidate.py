@@ -86,13 +86,35 @@ class Candidate:
             self._compiled[key] = self._functions[name].lower(*arguments).compile()
         return self._compiled[key]
 
-    def trajectory(self, plan: Plan) -> list[np.ndarray]:
-        """The states [1, C, H, W] of the Heun sampler, one for each noise level; computed once."""
+    def denoise_and_keep(self, names: frozenset[str], x, sigma, labels) -> tuple[Any, dict[str, Any]]:
+        """(D, logvar) of the network compiled as a whole, and the values at the taps that are named."""
+
+        def run(variables, x, sigma, labels):
+            seen: dict[str, Any] = {}
+
+            def visit(tap: Tap, value):
+                if str(tap) in names:
+                    seen[str(tap)] = value
+                return value
+
+            return TappedNetwork(self.net, variables, self.config)(x, sigma, labels, visit), seen
+
+        compiled = self._compiled.setdefault(names, jax.jit(run))
+        return compiled(self.variables, x, sigma, labels)
+
+    def trajectory(self, plan: Plan, keep: frozenset[str] | None = None) -> list[np.ndarray]:
+        """The states [1, C, H, W] of the Heun sampler, one for each noise level; computed once.
+
+        keep: use what `denoise_and_keep` has compiled for these taps and the plan's batch.
+        """
         if self._trajectory is None:
             noise, labels = trajectory_start(self.config, plan.seeds[0])
 
             def denoise(x, sigma):
-                return self.denoise(x, np.asarray([sigma], np.float32), labels)[0]
+                if keep is None:
+                    return self.denoise(x, np.asarray([sigma], np.float32), labels)[0]
+                x, several = (None if v is None else np.repeat(v, plan.batch, axis=0) for v in (x, labels))
+                return self.denoise_and_keep(keep, x, np.full(plan.batch, sigma, np.float32), several)[0][0][:1]
 
             states = heun_states(denoise, jnp.asarray(noise), noise_levels(plan.steps))
             self._trajectory = [np.asarray(x, np.float64) for x in states]
@@ -220,7 +242,7 @@ class _Examination:
             self._pass(name, "isolated", arguments)
         with self.crash(f"{name}: the compiled network"):
             if self.thin:
-                denoised, logvar = self._compiled_taps(name, arguments)
+                denoised, logvar = self._kept(name, arguments)
             else:
                 denoised, logvar = self.candidate.denoise(*arguments)
             for output, value in (("denoised", denoised), ("logvar", logvar)):
@@ -276,29 +298,16 @@ class _Examination:
             if tap not in seen:
                 self._fail(kind, case, tap, "is missing")
 
-    def _compiled_taps(self, case: str, arguments: tuple[Any, Any, Any]):
-        """(D, logvar) of the network compiled as a whole, with the taps that a golden has measured."""
+    def _kept(self, case: str, arguments: tuple[Any, Any, Any]):
+        """(D, logvar) of the network compiled as a whole, with the taps that a golden keeps measured."""
         reference = self.errors[case]["accumulated"]
-        taps: list[Tap] = []
-
-        @jax.jit
-        def run(variables, x, sigma, labels):
-            seen: dict[Tap, Any] = {}
-
-            def visit(tap: Tap, value):
-                if str(tap) in reference:
-                    seen[tap] = value
-                return value
-
-            outputs = TappedNetwork(self.candidate.net, variables, self.config)(x, sigma, labels, visit)
-            taps[:] = seen
-            return outputs, list(seen.values())
-
-        outputs, values = run(self.candidate.variables, *arguments)
-        for tap, value in zip(taps, values, strict=True):
-            self._measure("accumulated", case, tap, value, self.truth[f"{case}/{tap}"], reference[str(tap)])
-        for name in reference.keys() - set(map(str, taps)):
-            self._note("accumulated", case, name, Difference(), math.nan, 0.0, "is missing")
+        outputs, values = self.candidate.denoise_and_keep(frozenset(reference), *arguments)
+        for name, expected in reference.items():
+            if name in values:
+                tap = Tap(*name.rsplit("/", 1))
+                self._measure("accumulated", case, tap, values[name], self.truth[f"{case}/{name}"], expected)
+            else:
+                self._note("accumulated", case, name, Difference(), math.nan, 0.0, "is missing")
         return outputs
 
     def _after(self, last: Tap | None) -> Tap:
@@ -358,7 +367,8 @@ class _Examination:
     def trajectory(self):
         sigmas = noise_levels(self.plan.steps)
         exact, errors = self.truth["trajectory"], self.errors["trajectory"]
-        for i, x in enumerate(self.candidate.trajectory(self.plan)):
+        keep = frozenset(self.errors[f"seed{self.plan.seeds[0]}"]["accumulated"]) if self.thin else None
+        for i, x in enumerate(self.candidate.trajectory(self.plan, keep)):
             name = f"sigma {sigmas[i]:.4g}"
             found = difference(x, exact[i])
             self.findings.trajectory.append(judge("trajectory", "", name, found, errors[i], self.tolerance))
