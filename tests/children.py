@@ -13,6 +13,15 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["converter.download", "converter.cli.convert", "tests.children"])
 
 
+def command(module: str) -> list[str]:
+    """A command line for `python -m module`, with Ctrl-C at work: what a shell runs in the background ignores it."""
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"runpy.run_module({module!r}, run_name='__main__')"
+    )
+    return [sys.executable, "-c", code]
+
+
 def download(url: str, folder: str, locks: bool = True, lease: bool = True):
     """Fetch into a cache. locks: of the operating system; lease: the one of our own. Without, they do nothing."""
     from converter import download as module

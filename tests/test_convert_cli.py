@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import jax_edm2
 from converter.cli.convert import edm2_convert
+from tests.children import command
 from tests.networks import network
 from tests.test_parity import CONFIG
 from torch_ref.snapshot import write_snapshot
@@ -163,8 +164,14 @@ def test_a_signal_leaves_nothing(tmp_path, number, code):
     net = network({**CONFIG, "model_channels": 256, "num_blocks": 3, "channels_per_head": 64})
     write_snapshot(tmp_path / "x.pkl", net)
     environment = {**os.environ, "PYTHONPATH": ROOT}
-    command = [*COMMAND, str(tmp_path / "x.pkl"), "-o", str(tmp_path / "x.safetensors"), "--dtype", "float32"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    arguments = [str(tmp_path / "x.pkl"), "-o", str(tmp_path / "x.safetensors"), "--dtype", "float32"]
+    process = subprocess.Popen(
+        [*command("converter.cli.convert"), *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     while process.poll() is None and len(list(tmp_path.iterdir())) < 2:  # until the temporary file appears
         time.sleep(0.001)
     process.send_signal(number)

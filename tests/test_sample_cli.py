@@ -4,10 +4,10 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import jax
@@ -24,6 +24,7 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.generation import Draw
 from jax_edm2.record import Sampler
 from jax_edm2.sampling import Settings
+from tests.children import command
 from tests.samples import with_torch
 from tests.server import Server, serve
 from tests.test_vae import SMALL, torch_vae
@@ -31,7 +32,7 @@ from torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
 from torch_ref.network import Precond
 from torch_ref.snapshot import randomize, write_snapshot
 
-COMMAND = [sys.executable, "-m", "converter.cli.sample"]
+COMMAND = command("converter.cli.sample")
 ROOT = os.path.dirname(os.path.dirname(__file__))
 QUICK = ("--steps=2", "--device=cpu")
 LATENT = {
@@ -201,8 +202,8 @@ def test_rounding_needs_float16(digits, digits_checkpoint, tmp_path):
 
 def test_nobody_listens(digits_checkpoint, tmp_path):
     """A closed standard error is no reason to stop."""
-    command = [*COMMAND, f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=1", *QUICK]
-    script = " ".join(map(str, command)) + " 2>&-"
+    arguments = [*COMMAND, f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=1", *QUICK]
+    script = shlex.join(arguments) + " 2>&-"
     assert subprocess.run(["sh", "-c", script], env={**os.environ, "PYTHONPATH": ROOT}).returncode == 0
     assert list(pictures(tmp_path)) == ["000001.png"]
 
