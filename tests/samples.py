@@ -11,7 +11,7 @@ OPTIONS = {
     "heun": Settings(),
     "euler": Settings(sampler="euler"),
     "dpmpp-2m": Settings(sampler="dpmpp-2m", num_steps=16),
-    "other schedule": Settings(num_steps=18, sigma_min=0.01, sigma_max=30.0, rho=5.0),
+    "other schedule": Settings(num_steps=9, sigma_min=0.01, sigma_max=30.0, rho=5.0),
     "one step": Settings(num_steps=1),
     "guidance 1.5": Settings(guidance=1.5),
     "guidance 2": Settings(guidance=2.0),
