@@ -1,4 +1,4 @@
-"""`make golden-faults`: every fault of the corpus that is in the network's source, and which golden trips over it.
+"""`make golden-faults`: every fault of the corpus that changes what our code computes, and the golden that trips over it.
 
 Faults in a checkpoint are not tried: goldens make their own weights, whose digests are recorded.
 """
@@ -9,16 +9,21 @@ import sys
 
 import jax
 
-from converter.verify.golden import FOLDER, check_golden
+from converter.verify.golden import FOLDER, check_golden, check_records
 from converter.verify.truth import Truth
 from tests.faults import FAULTS, Fault, edited
 
 ORDER = ("one-level", "options", "plain", "unconditional", "balances", "three-levels", "digits")
 CHECKS = ("forward", "trajectory", "gradients")
+SILENT = {"a tap removed"}  # changes no number
 
 
 def tripped(fault: Fault) -> tuple[str, str] | None:
     """(golden, what is wrong) of the first golden that disagrees."""
+    if fault.operation == "ema/":
+        with edited(*fault.edit):  # type: ignore[misc]
+            wrong = [check for check in check_records() if not check.agrees]
+        return (wrong[0].name, f"error {wrong[0].error:.1e}, allowed {wrong[0].limit:.1e}") if wrong else None
     first = fault.scope if fault.scope in CHECKS else "forward"
     for check in sorted(CHECKS, key=lambda check: check != first):
         for name in ORDER:
@@ -35,7 +40,7 @@ def main():
     parser.add_argument("--only", default="", help="faults whose name has this in it")
     only = parser.parse_args().only
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    faults = [fault for fault in FAULTS if fault.kind != "checkpoint" and only in fault.name]
+    faults = [fault for fault in FAULTS if fault.kind != "checkpoint" and fault.name not in SILENT and only in fault.name]
     missed = 0
     for fault in faults:
         found = tripped(fault)

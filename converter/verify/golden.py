@@ -102,8 +102,8 @@ def check_records() -> list[Exact]:
         problem = f"{wrong} labels differ" if wrong else None
         checks.append(Exact(f"torch's random stream, {device}", error, torch_streams.bound(device), problem))
     errors = ema.distance(json.loads(ema.RECORD.read_text()))
-    for name, error in zip(("EMA exponents", "post-hoc EMA coefficients"), errors, strict=True):
-        checks.append(Exact(name, error, ema.BOUND))
+    names = ("EMA exponents", "EMA averages", "post-hoc EMA coefficients")
+    checks += [Exact(*each) for each in zip(names, errors, ema.BOUNDS, strict=True)]
     return checks
 
 

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from converter.verify.plots import Series, log_plot
-from converter.verify.report import WORST, check_lines, number, share, throughput_lines
+from converter.verify.report import KINDS, WORST, check_lines, number, share, subject, throughput_lines
 from converter.verify.verdict import AGREES
 
 STYLE = """
@@ -44,11 +44,16 @@ EXPLAIN = {
     "average after one training step (forced weight normalisation, Adam, EMA).",
     "trajectory": "The state at every noise level of the deterministic Heun sampler, started from the same noise.",
 }
+EXPLAIN_GOLDEN = EXPLAIN | {
+    "parameters": "Every weight, gain and buffer equals what the golden was recorded with, bit for bit in float32.",
+    "forward": "D, logvar and the output of every block, of the network compiled as a whole.",
+    "gradients": "The gradient of the EDM2 loss by every parameter and by the noise: its norm and random projections.",
+}
 
 
 def html(report: dict[str, Any]) -> str:
     """The page for a report.json record."""
-    title = f"edm2-verify: {report['snapshot']['name']} {report['verdict']}"
+    title = f"edm2-verify: {subject(report)} {report['verdict']}"
     sections = [
         _verdict(report),
         _section("What was checked", _checks(report)),
@@ -98,24 +103,35 @@ def _verdict(report: dict[str, Any]) -> str:
     reasons = "".join(f"<p>{escape(reason)}</p>" for reason in report["reasons"])
     warnings = "".join(f'<p class="soft">{escape(warning)}</p>' for warning in report["warnings"])
     beside = f" and <code>{escape(report['checkpoint'])}</code>" if report["checkpoint"] else ", converted in memory"
+    if report["golden"]:
+        beside = ", a golden"
     return (
         f'<div class="verdict {report["verdict"]}" id="verdict"><h1>{report["verdict"].capitalize()}</h1>'
-        f"<p><b>{escape(report['headline'])}</b>: <code>{escape(report['snapshot']['name'])}</code>{beside}; "
+        f"<p><b>{escape(report['headline'])}</b>: <code>{escape(subject(report))}</code>{beside}; "
         f"{report['plan']['precision']}, JAX on {escape(report['environment']['JAX']['device'])}.</p>"
         f"{blame}{reasons}{warnings}</div>"
     )
 
 
 def _checks(report: dict[str, Any]) -> str:
+    explain = EXPLAIN_GOLDEN if report["golden"] else EXPLAIN
     rows = [
-        (_mark(verdict == AGREES), f"<b>{name}</b>", f'{escape(text)}<br><span class="soft">{EXPLAIN[name]}</span>')
+        (_mark(verdict == AGREES), f"<b>{name}</b>", f'{escape(text)}<br><span class="soft">{explain[name]}</span>')
         for name, verdict, text in check_lines(report)
     ]
     t = report["tolerance"]
+    error = "<p>The truth is the same network in PyTorch in float64. An error is ‖x - truth‖ / ‖truth‖. JAX agrees "
+    if report["golden"]:
+        return (
+            _table(("", "", ""), rows)
+            + error
+            + f"where it is at most {t['accumulated']:g} (forward), {t['gradient']:g} (gradients) or "
+            f"{t['trajectory']:g} (trajectory): three times what was measured when the golden was recorded.</p>"
+        )
     return (
         _table(("", "", ""), rows)
-        + "<p>The truth is the same network in PyTorch in float64. An error is ‖x - truth‖ / ‖truth‖. JAX agrees "
-        f"where its error is at most {t['k']:g} times PyTorch's own in {report['plan']['precision']}, or at most "
+        + error
+        + f"where its error is at most {t['k']:g} times PyTorch's own in {report['plan']['precision']}, or at most "
         f"{t['isolated']:g} (isolated) or {t['accumulated']:g} (accumulated), whichever is more, and not above "
         f"{t['ceiling']:g} times those floors, unless rounding explains more: {t['rounding']:g} times the condition "
         "number, which is how far a disturbance of every operation of the truth is carried.</p>"
@@ -131,7 +147,7 @@ def _forward(report: dict[str, Any]) -> str:
     ):
         rows = [(row["scope"], operation, operation[kind]) for row in report["tree"] for operation in row["operations"]]
         if not any(m for _, _, m in rows):
-            return ""
+            continue
 
         def series(name, style, key, rows=rows):
             points = [
@@ -147,6 +163,8 @@ def _forward(report: dict[str, Any]) -> str:
             series("JAX", "jax", "error"),
         ]
         plots.append(f"<p>{words}.</p>{log_plot(shown, groups, bad, f'{kind} errors')}")
+    if not plots:
+        return ""
     return "".join(plots) + '<p class="soft">Point at a dot to see which operation it is. Red: disagrees.</p>'
 
 
@@ -168,11 +186,9 @@ def _tree(report: dict[str, Any]) -> str:
             if m
         )
         opened = " open" if row["guilty"] else ""
-        operations = _table(
-            ("", "operation", "", "isolated: JAX", "PyTorch", "allowed", "accumulated: JAX", "PyTorch", "allowed"),
-            [_operation(o) for o in row["operations"]],
-            6,
-        )
+        shown = [kind for kind in KINDS if row["worst"][kind]]
+        head = [cell for kind in shown for cell in (f"{kind}: JAX", "PyTorch", "allowed")]
+        operations = _table(("", "operation", "", *head), [_operation(o, shown) for o in row["operations"]], len(head))
         parts.append(
             f'<details{opened}><summary class="mono">{_mark(fine)} {escape(row["scope"]):<28} {cells}'
             f'<span class="wrong">{state}</span></summary>{operations}</details>'
@@ -180,8 +196,8 @@ def _tree(report: dict[str, Any]) -> str:
     return "<p>Open a block to see its operations. The errors are the largest in it.</p>" + "".join(parts)
 
 
-def _operation(o: dict[str, Any]) -> list[str]:
-    found = [o["isolated"], o["accumulated"]]
+def _operation(o: dict[str, Any], kinds: list[str]) -> list[str]:
+    found = [o[kind] for kind in kinds]
     cells = [number(m[key]) if m else "-" for m in found for key in ("error", "torch_error", "limit")]
     failure = next((m["failure"] for m in found if m and m["failure"]), None)
     what = escape(o["what"]) + (f'<br><span class="wrong">{escape(failure)}</span>' if failure else "")

@@ -14,6 +14,7 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
                   limit, condition (see verify/conditioning.py; 0 where none was measured), scale, cosine, elementwise,
                   size (root mean square of the truth), agrees, failure}
     trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
+    golden        {network, measured, on, tolerance, normalised} of a golden (see verify/golden.py), or null
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
                   flop_per_second, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}}}]
     snapshot, checkpoint, reference, config, plan, tolerance, switches, environment, seconds
@@ -38,6 +39,7 @@ HEADLINES = {
     MEASURED: "speed was measured, agreement was not",
 }
 WORST = 10
+KINDS = ("isolated", "accumulated")  # of a tap
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "tree": list(_tree(outcome, measurements["forward"])),
             "measurements": measurements,
             "trajectory": _trajectory(outcome, measurements["trajectory"]),
+            "golden": truth.get("golden"),
             "throughput": outcome.throughput,
             "snapshot": truth["snapshot"] | {"path": str(options.snapshot) if options.snapshot else None},
             "checkpoint": str(options.checkpoint) if options.checkpoint else None,
@@ -138,14 +141,11 @@ def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str,
     blamed = {g.scope: g.operation for g in outcome.guilty}
     for scope, operations in scopes(EDM2Config(**outcome.truth["config"])).items():
         rows: list[dict[str, Any]] = [
-            {"operation": o, "what": OPERATIONS[o]}
-            | {kind: found.get((f"{scope}/{o}", kind)) for kind in ("isolated", "accumulated")}
+            {"operation": o, "what": OPERATIONS[o]} | {kind: found.get((f"{scope}/{o}", kind)) for kind in KINDS}
             for o in operations
+            if any((f"{scope}/{o}", kind) in found for kind in KINDS)  # a golden has the last of a block alone
         ]
-        worst = {
-            kind: max((row[kind] for row in rows if row[kind]), key=share, default=None)
-            for kind in ("isolated", "accumulated")
-        }
+        worst = {kind: max((row[kind] for row in rows if row[kind]), key=share, default=None) for kind in KINDS}
         yield {"scope": scope, "guilty": blamed.get(scope), "worst": worst, "operations": rows}
 
 
@@ -192,11 +192,15 @@ def check_lines(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield name, check["verdict"], text
 
 
+def subject(report: dict[str, Any]) -> str:
+    """What was verified: the golden's network, or the snapshot."""
+    return report["golden"]["network"] if report["golden"] else report["snapshot"]["name"]
+
+
 def terminal(report: dict[str, Any]) -> Iterator[str]:
     """Lines of at most 100 columns."""
-    subject = report["snapshot"]["path"] or report["snapshot"]["name"]
     beside = f" and {report['checkpoint']}" if report["checkpoint"] else ""
-    yield f"{subject}{beside}"
+    yield f"{report['snapshot']['path'] or subject(report)}{beside}"
     device = report["environment"]["JAX"]["platform"]
     yield f"{report['plan']['precision']} on {device}; reference: {report['reference']}; truth: PyTorch in float64"
     yield ""
@@ -264,7 +268,7 @@ def wrap(prefix: str, text: str, width: int = 100) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """A text for a pull request."""
-    lines = [f"### edm2-verify: {report['verdict']}", "", f"{report['headline']}: `{report['snapshot']['name']}`"]
+    lines = [f"### edm2-verify: {report['verdict']}", "", f"{report['headline']}: `{subject(report)}`"]
     lines[-1] += f", `{report['checkpoint']}`." if report["checkpoint"] else "."
     lines += [f"- **guilty**: `{g['scope']}`, {g['operation']} ({g['what']}): {g['why']}" for g in report["guilty"]]
     lines += [f"- {reason}" for reason in report["reasons"]]
@@ -275,9 +279,10 @@ def markdown(report: dict[str, Any]) -> str:
             lines += ["", "```", *throughput_lines(entry), "```"]
     lines += [f"\n{warning}." for warning in report["warnings"]]
     jax, torch = report["environment"]["JAX"], report["environment"]["PyTorch"]
+    source = "a golden" if report["golden"] else f"snapshot `sha256:{report['snapshot']['sha256']}`"
     lines += [
         "",
         f"{report['plan']['precision']}, JAX {jax['jax']} on {jax['device']}, PyTorch {torch['torch']} on "
-        f"{torch['device']}; snapshot `sha256:{report['snapshot']['sha256']}`; edm2-jax {report['version']}.",
+        f"{torch['device']}; {source}; edm2-jax {report['version']}.",
     ]
     return "\n".join(lines) + "\n"

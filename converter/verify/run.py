@@ -204,7 +204,7 @@ def judge(
         verdict=verdict,
         reasons=wrong + unsure if verdict == DISAGREES else unsure + wrong,
         guilty=guilty(truth.config, findings.forward, findings.parameters or []),
-        warnings=list(_warnings(plan, findings)),
+        warnings=list(_warnings(plan, findings)) if truth.golden is None else [],
         findings=findings,
         facts=facts,
         truth=truth.facts,
