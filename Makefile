@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ALONE = $(VENV)-jax
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types faults survey hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download bench-sample digits clean
+.PHONY: demo test lint types readme faults survey hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download bench-sample digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -19,6 +19,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+readme: $(READY)  ## every command in the README, and the output that it shows
+	$(BIN)/python -m tests.readme
 
 faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to each
 	$(BIN)/python -m tests.faults

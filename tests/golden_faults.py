@@ -1,4 +1,4 @@
-"""`make golden-faults`: every fault of the corpus that changes what our code computes, and the golden that trips over it.
+"""`make golden-faults`: every fault of the corpus that changes numbers, and the golden that trips over it.
 
 Faults in a checkpoint are not tried: goldens make their own weights, whose digests are recorded.
 """
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--only", default="", help="faults whose name has this in it")
     only = parser.parse_args().only
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    faults = [fault for fault in FAULTS if fault.kind != "checkpoint" and fault.name not in SILENT and only in fault.name]
+    faults = [f for f in FAULTS if f.kind != "checkpoint" and f.name not in SILENT and only in f.name]
     missed = 0
     for fault in faults:
         found = tripped(fault)

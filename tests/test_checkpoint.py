@@ -76,7 +76,7 @@ def test_a_batch_sharded_over_a_default_mesh(digits_checkpoint):
     sigma = jax.device_put(jnp.array([0.1, 1, 2, 3]), data)
     sharded = jax.jit(net.apply)(variables, x, sigma)
     alone = jax.jit(net.apply)(jax_edm2.load(digits_checkpoint)[1], np.asarray(x), np.asarray(sigma))
-    np.testing.assert_allclose(sharded, alone, rtol=0, atol=5e-6)  # measured: 1e-6
+    np.testing.assert_allclose(sharded, alone, rtol=0, atol=7e-7)  # measured: 2.4e-7
 
 
 @pytest.mark.parametrize("name", ["again.safetensors", "again"])

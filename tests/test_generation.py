@@ -27,8 +27,8 @@ def test_draws_in_the_order_of_generate_images(digits):
         noise = torch.randn([1, 8, 8], generator=generator)
         label = torch.randint(10, size=[], generator=generator)
         churn = torch.stack([torch.randn([1, 8, 8], generator=generator) for _ in range(2)])
-        np.testing.assert_allclose(draw.noise[i], noise, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(draw.churn_noise[:, i], churn, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(draw.noise[i], noise, rtol=0, atol=7e-7)  # measured: 2.4e-7
+        np.testing.assert_allclose(draw.churn_noise[:, i], churn, rtol=0, atol=3.6e-7)  # measured: 1.2e-7
         assert draw.classes[i] == label
     chosen = Draw.of(digits[0].config, seeds, rng="torch-cpu", class_idx=3, churn_draws=2)
     assert chosen.classes.tolist() == [3, 3, 3]
@@ -50,7 +50,7 @@ def test_batches(digits):
     assert generator.batch_size(33, 32) == 17
     whole, same, sizes = collect(generator, range(7))
     assert (sizes, same) == ([7], classes)
-    assert np.abs(whole - latents).max() < 1e-3  # 4 steps to sigma 0.002 magnify rounding; measured: 1.2e-4
+    assert np.abs(whole - latents).max() < 3.6e-4  # 4 steps to sigma 0.002 magnify rounding; measured: 1.2e-4
     assert list(generator([])) == []
     (batch,) = generator([4])
     np.testing.assert_array_equal(batch.pictures, decode_pixels((), batch.latents))
@@ -110,8 +110,7 @@ def test_pixels_are_decoded_as_in_torch():
     theirs = StandardRGBEncoder().decode(torch.from_numpy(x)).numpy()
     ours = np.asarray(decode_pixels((), x))
     assert ours.dtype == np.uint8
-    assert np.abs(ours.astype(int) - theirs).max() <= 1
-    assert (ours != theirs).mean() < 1e-5  # measured: 0
+    assert np.array_equal(ours, theirs)
 
 
 def test_what_cannot_be_generated(digits):

@@ -64,10 +64,10 @@ def test_float64_is_equal(kwargs, seed, labelled):
         ours = jax_outputs(net, kwargs, *arguments, dtype=jnp.float64)
     for exact, value in zip(evaluate(net, *arguments), ours, strict=True):
         assert value.dtype == jnp.float64
-        assert relative_error(value, exact) <= 1e-12  # measured: 2e-14 at most
+        assert relative_error(value, exact) <= 6e-14  # measured: 2e-14 at most
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float16, 3e-3), (jnp.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float16, 3e-3), (jnp.bfloat16, 2.8e-2)])
 def test_half_precision_is_near_and_embeds_in_float32(dtype, bound):
     net = network(CONFIG)
     arguments = inputs(CONFIG, 4, seed=1)
@@ -75,7 +75,7 @@ def test_half_precision_is_near_and_embeds_in_float32(dtype, bound):
     exact, exact_logvar = evaluate(net, *arguments)
     assert denoised.dtype == logvar.dtype == jnp.float32
     assert 1e-5 < relative_error(denoised, exact) < bound  # measured: 1.1e-3 and 9.6e-3
-    assert relative_error(logvar, exact_logvar) < 1e-6  # the embedding path is not in half precision
+    assert relative_error(logvar, exact_logvar) < 4.8e-7  # measured: 1.6e-7: it is never in half precision
 
 
 def test_half_precision_variables_are_raised_first():
@@ -93,7 +93,7 @@ def test_a_scalar_sigma_serves_the_whole_batch():
     x, _, labels = inputs(CONFIG, 4, seed=3)
     scalar = jax_outputs(net, CONFIG, x, np.float32(0.7), labels)
     each = jax_outputs(net, CONFIG, x, np.full(4, 0.7, np.float32), labels)
-    assert relative_error(scalar[0], each[0]) < 1e-6  # summation order; measured: 3e-7
+    assert relative_error(scalar[0], each[0]) < 9e-7  # summation order; measured: 3e-7
     assert scalar[1].shape == (1, 1, 1, 1)
 
 
@@ -133,9 +133,9 @@ def test_gradients_are_those_of_pytorch():
         ours = grads[0]
         for key in path:
             ours = ours[key]
-        assert relative_error(ours, parameter.grad) < 2e-5, name  # measured: 6e-6 at most
-    assert relative_error(grads[1], input_.grad) < 2e-6
-    assert relative_error(grads[2], noise.grad) < 2e-6
+        assert relative_error(ours, parameter.grad) < 2e-5, name  # measured: 1.4e-5 at most
+    assert relative_error(grads[1], input_.grad) < 2e-6  # measured: 1.0e-6
+    assert relative_error(grads[2], noise.grad) < 1.4e-6  # measured: 4.8e-7
 
 
 @pytest.mark.parametrize("labels", [np.arange(5), np.eye(4)[:3], np.float32(1)])

@@ -47,7 +47,7 @@ def test_the_example_of_jax_edm2_runs():
     for path, value in flatten_dict(projected).items():
         if path[-1] == "mpconv_weight":
             rms = np.sqrt(np.square(value).mean(axis=tuple(range(1, value.ndim))))
-            np.testing.assert_allclose(rms, 1, atol=2e-4)  # eps = 1e-4
+            np.testing.assert_allclose(rms, 1, atol=2e-4)  # eps = 1e-4; measured: 1.8e-4
         else:
             assert value.shape == ()
     output, logvar = model.apply(projected, t, x, label, train=False, calc_weight=True)
@@ -97,4 +97,4 @@ def test_it_holds_a_converted_network(taps):
     total = s**2 + sigma_data**2
     raw = (denoised - sigma_data**2 / total * x) * jnp.sqrt(total) / (s * sigma_data)
     ours = jax.jit(model.apply)(variables, jnp.log(sigma) / 4, x * sigma_data / jnp.sqrt(total), labels)
-    assert relative_error(ours, sigma_data * raw) < 4e-6  # measured: 9e-7
+    assert relative_error(ours, sigma_data * raw) < 2.7e-6  # measured: 9e-7

@@ -44,7 +44,7 @@ def test_the_schedule_is_that_of_generate_images(steps, low, high, rho):
     ours = Settings(num_steps=steps, sigma_min=low, sigma_max=high, rho=rho).sigmas
     assert len(ours) == steps + 1
     assert ours[-1] == 0
-    np.testing.assert_allclose(ours[:-1], theirs, rtol=1.3e-7)
+    np.testing.assert_allclose(ours[:-1], theirs, rtol=1.3e-7)  # measured: 0.8e-7, one unit of the last place
 
 
 def gaussian(x, sigma):
@@ -59,7 +59,7 @@ def test_samplers_converge_at_their_order(sampler, order):
         exact = noise * 80 * 0.5 / math.hypot(80, 0.5)
         errors = [float(jnp.abs(sampler(gaussian, noise, noise_levels(n)) - exact).max()) for n in (128, 256)]
     assert errors[1] < 2e-2
-    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)  # measured: 5.5 %
 
 
 def test_the_states_are_those_of_the_compiled_sampler():
@@ -67,7 +67,7 @@ def test_the_states_are_those_of_the_compiled_sampler():
     states = list(heun_states(gaussian, noise, noise_levels(7)))
     assert len(states) == 8
     assert np.array_equal(states[0], noise * 80)
-    np.testing.assert_allclose(states[-1], heun(gaussian, noise, noise_levels(7)), rtol=1e-5)  # measured: 1e-6
+    np.testing.assert_allclose(states[-1], heun(gaussian, noise, noise_levels(7)), rtol=3e-6)  # measured: 1e-6
 
 
 def test_the_network_is_traced_once():
@@ -94,7 +94,7 @@ def test_the_guide_is_not_evaluated_outside_its_interval():
     jax.block_until_ready(heun(guided(gaussian, guide, 2.0, (0.3, 3.0)), jnp.ones((1, 1, 1, 1)), noise_levels(16)))
     jax.effects_barrier()
     levels = [level for level in noise_levels(16) if 0.3 < level <= 3.0]
-    assert sorted(seen) == pytest.approx(sorted(levels * 2), rel=1e-6)  # as the end of a step and as its start
+    assert sorted(seen) == pytest.approx(sorted(levels * 2), rel=9e-8)  # each ends and starts a step; measured: 3e-8
     assert guided(gaussian, guide, 1.0) is gaussian
 
 
@@ -118,7 +118,7 @@ def test_nvlabs_rounding_of_gains(digits_pkl, digits, digits_checkpoint):
     draw = Draw.of(digits[0].config, range(SEEDS), rng="torch-cpu")
     theirs = with_torch(half, None, draw, Settings())
     rounded = digits[0], jax_edm2.nvlabs_gains(digits[1])
-    assert np.abs(with_jax(rounded, None, draw, Settings()) - theirs).max() < 1e-5  # measured: 2e-6
+    assert np.abs(with_jax(rounded, None, draw, Settings()) - theirs).max() < 6e-6  # measured: 2e-6
     assert np.abs(with_jax(digits, None, draw, Settings()) - theirs).max() > 5e-5  # measured: 8e-5
     same = jax_edm2.nvlabs_gains(jax_edm2.load(digits_checkpoint, dtype=jnp.float32)[1])
     assert same["params"]["unet"]["out_gain"] == digits[1]["params"]["unet"]["out_gain"].astype(jnp.float32)

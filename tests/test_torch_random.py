@@ -34,7 +34,7 @@ def test_every_shape_on_the_cpu(shape):
         theirs = np.stack([torch.randn(size, generator=generator).numpy() for generator in generators])
         ours = streams.randn(size)
         assert (ours.shape, ours.dtype) == (theirs.shape, np.float32)
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)  # measured: 3.6e-7
         labels = [torch.randint(10, size=[], generator=generator).item() for generator in generators]
         assert streams.randint(10).tolist() == labels
 
@@ -44,7 +44,7 @@ def test_published_values_on_cuda():
     published = [-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.57972564]
     noise = TorchCUDA([0]).randn(SHAPE)
     assert noise.shape == (1, *SHAPE)
-    np.testing.assert_allclose(noise.reshape(-1)[:6], published, rtol=0, atol=1e-6)  # measured: 2.6e-7
+    np.testing.assert_allclose(noise.reshape(-1)[:6], published, rtol=0, atol=7.8e-7)  # measured: 2.6e-7
 
 
 def test_philox_known_answer():
@@ -67,7 +67,8 @@ def test_tensors_larger_than_the_gpu():
                 continue
             u, v = (word[lane // 2 * 2 + i].astype(np.float64) * 2.0**-32 + 2.0**-33 for i in range(2))
             wave = np.sin if lane % 2 == 0 else np.cos
-            assert values[element] == pytest.approx(np.sqrt(-2 * np.log(u)) * wave(2 * np.pi * v), abs=1e-5)
+            exact = np.sqrt(-2 * np.log(u)) * wave(2 * np.pi * v)
+            assert values[element] == pytest.approx(exact, abs=1.2e-6)  # measured: 4e-7
     assert abs(values.std() - 1) < 0.05
     following = TorchCUDA([7], threads=threads)
     following._calls = 4  # what three and a bit rounds have used

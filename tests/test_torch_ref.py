@@ -38,7 +38,7 @@ def test_ema_weighs_parameters_by_the_power_of_time():
         ema.update(nimg=step * 8, batch_size=8)
     gamma = power_function_exponent(0.1)
     edges = (np.arange(401) / 400) ** (gamma + 1)  # the integral of t^gamma, normalised
-    assert ema.nets[0].weight.item() == pytest.approx(np.sum(np.diff(edges) * values), abs=1e-5)
+    assert ema.nets[0].weight.item() == pytest.approx(np.sum(np.diff(edges) * values), abs=1e-8)  # measured: 3.4e-9
 
 
 def test_training_normalises_the_stored_weights():
@@ -48,7 +48,7 @@ def test_training_normalises_the_stored_weights():
     loss = EDM2Loss()(net, torch.randn(2, 3, 16, 16), torch.eye(5)[:2])
     assert loss.shape == (2, 3, 16, 16)
     weight = net.unet.out_conv.weight.detach()
-    torch.testing.assert_close(weight, normalize(weight), atol=0, rtol=2e-4)
+    torch.testing.assert_close(weight, normalize(weight), atol=0, rtol=2e-4)  # eps = 1e-4; measured: 0.7e-4
 
 
 def test_loss_at_the_optimum_is_one_plus_logvar():
@@ -83,11 +83,11 @@ def test_heun_is_second_order():
 def test_encoders():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     encoder = StandardRGBEncoder()
-    torch.testing.assert_close(encoder.decode(encoder.encode(pixels)).int(), pixels.int(), atol=1, rtol=0)
+    torch.testing.assert_close(encoder.decode(encoder.encode(pixels)).int(), pixels.int(), atol=0, rtol=0)
     vae = StabilityVAEEncoder()
     mean = torch.tensor([5.81, 3.25, 0.12, -2.15]).reshape(1, 4, 1, 1)
     latents = vae.encode_latents(torch.cat([mean, torch.zeros_like(mean)], dim=1))
-    torch.testing.assert_close(latents, torch.zeros(1, 4, 1, 1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(latents, torch.zeros(1, 4, 1, 1), atol=0, rtol=0)
 
 
 def test_float64_is_float64_throughout():

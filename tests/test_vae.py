@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 PUBLISHED = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
 SMALL = {"block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 NO_ATTENTION = {**SMALL, "mid_block_add_attention": False, "use_post_quant_conv": False, "latent_channels": 3}
-BOUND = 1e-5  # relative; measured: 1.0e-6 (PyTorch itself: 2.1e-6)
+BOUND = 3e-6  # relative; measured: 1.0e-6 (PyTorch itself: 2.1e-6)
 
 
 def torch_vae(**config):
@@ -94,7 +94,7 @@ def test_pictures_equal_the_encoder_of_torch_ref(small):
     assert (ours.shape, ours.dtype) == ((5, 3, 64, 64), np.uint8)
     assert np.mean((ours > 0) & (ours < 255)) > 0.2  # not all clipped
     assert np.abs(ours.astype(int) - theirs).max() <= 1
-    assert (ours != theirs).mean() < 1e-3  # measured: 1e-5
+    assert (ours != theirs).mean() < 1.4e-4  # measured: 4.9e-5
 
 
 def test_latent_statistics():
@@ -106,9 +106,9 @@ def test_latent_statistics():
     raw = (rng.standard_normal((50, 4, 32, 32)) * std + mean).astype(np.float32)
     statistics = torch.from_numpy(np.concatenate([raw, np.zeros_like(raw)], axis=1))  # with no spread of their own
     white = encoder.encode_latents(statistics).numpy()
-    assert np.abs(white.mean((0, 2, 3))).max() < 0.01
-    assert np.abs(white.std((0, 2, 3)) - 0.5).max() < 0.01
-    np.testing.assert_allclose(raw_latents(record, jnp.asarray(white)), raw, rtol=0, atol=1e-5)
+    assert np.abs(white.mean((0, 2, 3))).max() < 0.0045  # measured: 0.0015
+    assert np.abs(white.std((0, 2, 3)) - 0.5).max() < 0.0066  # measured: 0.0022
+    np.testing.assert_allclose(raw_latents(record, jnp.asarray(white)), raw, rtol=0, atol=5.7e-6)  # measured: 1.9e-6
 
 
 def test_another_kind_of_decoder_is_refused(tmp_path):

@@ -148,7 +148,7 @@ def test_folded_network_computes_the_same(laboratory, dtype):
     arguments = case.x, case.sigma, case.labels
     plain = jax.jit(lambda v: net.apply(v, *arguments, return_logvar=True))(variables)
     fast = jax.jit(lambda v: folded.apply(v, *arguments, return_logvar=True))(prepared)
-    bound = 1e-6 if dtype == jnp.float32 else 2e-3  # measured: 1.4e-7 and 4e-4
+    bound = 4.2e-7 if dtype == jnp.float32 else 1.2e-3  # measured: 1.4e-7 and 4e-4
     assert all(relative_error(f, p) <= bound for f, p in zip(fast, plain, strict=True))
 
 
@@ -171,7 +171,7 @@ def test_average_is_that_of_torch_ref():
     average = update_average(
         average, jnp.asarray(linear.weight.detach().numpy()), images_seen=4096, batch_size=1024, std=0.1
     )
-    assert relative_error(average, ema.nets[0].weight.detach().numpy()) <= 1e-6
+    assert relative_error(average, ema.nets[0].weight.detach().numpy()) <= 8.1e-8  # measured: 2.7e-8
 
 
 # Throughput
