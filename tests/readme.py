@@ -1,9 +1,9 @@
 """`make readme`: runs every command in the README's blocks, in their order, and compares the output that it shows.
 
-In a folder of its own that has `golden` in it. Errors and times depend on the processor and are masked; everything else
-must be equal to the character. Commands that fetch from NVIDIA's server are run with --offline and an empty cache, where
-they must say what is missing. Not run: pip and make test, `edm2-verify --golden`, which `make golden-alone` runs, and the
-S-size verification, whose output is shown too (ten minutes, 11 GB).
+In a folder of its own that has `golden` in it. Errors and times depend on the processor and are masked; everything
+else must be equal to the character. Commands that fetch from NVIDIA's server are run with --offline and an empty cache,
+where they must say what is missing. Not run: pip and make test; `edm2-verify --golden`, which `make golden-alone` runs;
+and the S-size verification, whose output is shown too (ten minutes, 11 GB).
 """
 
 import os

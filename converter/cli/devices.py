@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from converter.cli.compiled import keep_compiled
 from converter.errors import ConverterError
 
 PATIENCE = 24 * 3600  # seconds that a process waits at its end for the others
@@ -24,6 +25,7 @@ def start(device: str, cluster: Cluster | None = None):
     """Bring JAX up on auto, cpu, gpu or tpu, before anything else uses it. Raises: DeviceError."""
     import jax
 
+    keep_compiled()
     if device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     if cluster is not None:

@@ -195,6 +195,7 @@ def _jax_ways(job: Job):
     from jax_edm2.folding import fold
     from jax_edm2.network import Precond
 
+    jax.config.update("jax_enable_compilation_cache", False)  # the first run is to show how long compiling takes
     if job.device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(job.device, job.device))
     dtype = jnp.dtype({"float16": "float16", "bfloat16": "bfloat16"}.get(job.precision, "float32"))
