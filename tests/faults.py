@@ -369,7 +369,7 @@ class Laboratory:
             }
 
     def examine(self, fault: Fault | None, checks: tuple[str, ...]) -> Outcome:
-        """Verify the network with a fault, or with none."""
+        """Verify the network with a fault, operation by operation; or with none, compiled."""
         leaves = dict(self.leaves)
         context: Any = contextlib.nullcontext()
         if fault is not None and fault.kind == "checkpoint":
@@ -377,7 +377,7 @@ class Laboratory:
         elif fault is not None:
             context = edited(*fault.edit)  # type: ignore[misc]
         variables = unflatten_dict({path: jnp.asarray(value) for path, value in leaves.items()}, sep="/")
-        with read_snapshot(self.path) as snapshot, Truth(self.truth_path) as truth, context, jax.disable_jit():
+        with read_snapshot(self.path) as snapshot, Truth(self.truth_path) as truth, context, jax.disable_jit(fault is not None):
             truth.plan = dataclasses.replace(truth.plan, checks=checks)
             candidate = Candidate(Precond(truth.config), variables, truth.config)
             return judge(Options(self.path), candidate, truth, snapshot, lambda stage: None)

@@ -40,7 +40,7 @@ def jax_outputs(net, kwargs, x, sigma, labels, dtype=jnp.float32):
     return apply(jax_variables(net), x, sigma, labels)
 
 
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(kwargs=configs(), seed=st.integers(0, 2**31), labelled=st.booleans())
 def test_float32_is_as_right_as_pytorch(kwargs, seed, labelled):
     net = network(kwargs, seed)
