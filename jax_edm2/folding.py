@@ -9,22 +9,41 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jax_edm2.network import Precond
+from jax_edm2 import winograd
+from jax_edm2.network import Folded, Precond
 from jax_edm2.ops import normalize, wide
 
 
-def fold(net: Precond, variables: Any) -> tuple[Precond, Any]:
+def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Precond, Any]:
     """A network that computes the same with the variables that it comes with: D = net.apply(variables, x, sigma, ...).
 
     Every weight w becomes normalize(w) gain / sqrt(fan_in) (Eq. 47 of arXiv 2312.02696), in the dtype in which it is
-    used; those of convolutions become [height, width, in, out], so that no evaluation has to turn them round. Folded
-    variables are for inference: they can be neither trained nor saved.
+    used; those of convolutions become [height, width, in, out], so that no evaluation has to turn them round, or
+    [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded variables are for inference: they
+    can be neither trained nor saved.
+
+    platform: cpu, gpu or tpu, where the network will run; by default where the variables are.
     """
-    return net.clone(folded=True), _fold(net, variables)
+    net = net.clone(folded=folding_for(net, platform or platform_of(variables)))
+    return net, _fold(net, variables)
+
+
+def platform_of(variables: Any) -> str:
+    """cpu, gpu or tpu: where arrays are; while something is traced, or for numpy's arrays, JAX's default."""
+    for leaf in jax.tree_util.tree_leaves(variables):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            return next(iter(leaf.devices())).platform
+    return jax.default_backend()
+
+
+def folding_for(net: Precond, platform: str) -> Folded:
+    """The fastest on a platform."""
+    return "winograd" if platform == "cpu" and net.dtype == jnp.float32 else "direct"
 
 
 @partial(jax.jit, static_argnums=0)
 def _fold(net: Precond, variables: Any) -> Any:
+    """The variables of `net`, a folded network, from those as stored."""
     leaves = flatten_dict(variables)
     full = wide(net.dtype)
     for path, weight in leaves.items():
@@ -33,10 +52,12 @@ def _fold(net: Precond, variables: Any) -> Any:
         gain = leaves.get(_gain(path), None)
         scale = 1 / math.sqrt(weight[0].size)
         weight = normalize(weight.astype(full)) * (scale if gain is None else gain.astype(full) * scale)
-        if weight.ndim == 4:
-            leaves[path] = weight.astype(net.dtype).transpose(2, 3, 1, 0)
-        else:  # linear layers are the embedding's
+        if weight.ndim == 2:  # linear layers are the embedding's
             leaves[path] = weight.astype(full)
+            continue
+        by_winograd = net.folded == "winograd" and winograd.serves(weight.shape)
+        weight = weight.transpose(2, 3, 1, 0)
+        leaves[path] = winograd.transform(weight) if by_winograd else weight.astype(net.dtype)
     return unflatten_dict(leaves)
 
 

@@ -120,8 +120,9 @@ class Generator:
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
         everywhere, shared, churn = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
         self._replicated, self._shared, self._churn = (NamedSharding(mesh, p) for p in (everywhere, shared, churn))
-        folded = fold(net, variables)
-        folded_guide = fold(*guide) if guide else (None, None)
+        platform = self.devices[0].platform
+        folded = fold(net, variables, platform)
+        folded_guide = fold(*guide, platform) if guide else (None, None)
         nets, both = zip(folded, folded_guide, strict=True)
         self._variables = jax.device_put(both, self._replicated)
 

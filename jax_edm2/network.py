@@ -1,4 +1,4 @@
-"""The EDM2 denoiser in Flax linen: NCHW in, NCHW out, weights as PyTorch stores them.
+"""The EDM2 denoiser in Flax linen: NCHW in, NCHW out, weights as PyTorch stores them, channels last in between.
 
 Equation and figure numbers refer to Karras et al., "Analyzing and Improving the Training Dynamics of
 Diffusion Models" (arXiv 2312.02696). Variable names are those of nmboffi/jax-edm2.
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax import lax
 
-from jax_edm2 import twofold
+from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
 from jax_edm2.ops import convolve, mp_cat, mp_silu, mp_sum, normalize, resample, wide
 from jax_edm2.twofold import Twofold
 
 Array = jax.Array
+Folded = Literal["", "direct", "winograd"]  # weights as stored, or what `folding.fold` makes of them
 
 
 class Tapped(nn.Module):
@@ -44,11 +45,14 @@ class MPConv(nn.Module):
     in_channels: int
     out_channels: int
     kernel: tuple[int, ...] = ()
-    folded: bool = False  # are the weights ready for use, as `folding.fold` makes them?
+    folded: Folded = ""
 
     def setup(self):
         shape = (self.out_channels, self.in_channels, *self.kernel)
-        if self.folded and self.kernel:
+        self.by_winograd = self.folded == "winograd" and winograd.serves(shape)
+        if self.by_winograd:
+            shape = (winograd.PRODUCTS, self.in_channels, self.out_channels)
+        elif self.folded and self.kernel:
             shape = (*self.kernel, self.in_channels, self.out_channels)
         self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), shape)
 
@@ -61,6 +65,8 @@ class MPConv(nn.Module):
         w = w.astype(x.dtype)
         if not self.kernel:
             return x @ w.T
+        if self.by_winograd:
+            return winograd.convolve(x, w)
         return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")
 
 
@@ -101,11 +107,11 @@ class MPPositional(nn.Module):
 
 
 class Block(Tapped):
-    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, Cin, H, W], emb [N or 1, Cemb]."""
+    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, H, W, Cin], emb [N or 1, Cemb]."""
 
     spec: BlockSpec
     config: EDM2Config
-    folded: bool = False
+    folded: Folded = ""
 
     def setup(self):
         cin, cout = self.spec.in_channels, self.spec.out_channels
@@ -125,7 +131,7 @@ class Block(Tapped):
             x = self.tap("resample", resample(x, self.config.resample_filter, self.spec.resample))
         if self.spec.flavor == "enc":
             x = self.skip(x)
-            x = self.tap("pixel_norm", normalize(x, axis=1))
+            x = self.tap("pixel_norm", normalize(x, axis=-1))
         y = self.residual(x, emb, train)
         if self.spec.flavor == "dec":
             x = self.skip(x)
@@ -142,7 +148,7 @@ class Block(Tapped):
     def residual(self, x: Array, emb: Array, train: bool) -> Array:
         y = self.conv_res0(self.tap("silu0", mp_silu(x)))
         c = self.emb_linear(emb, gain=self.emb_gain) + 1  # [N or 1, Cout]
-        y = self.tap("modulation", y * c[:, :, None, None].astype(y.dtype))
+        y = self.tap("modulation", y * c[:, None, None, :].astype(y.dtype))
         y = self.tap("silu1", mp_silu(y))
         if self.config.dropout:
             y = self.tap("dropout", self.drop(y, deterministic=not train))
@@ -150,17 +156,17 @@ class Block(Tapped):
 
     def attend(self, x: Array) -> Array:
         """Cosine attention: q, k and v, interleaved innermost in the channels, are all pixel-normalised."""
-        n, c, h, w = x.shape
+        n, h, w, c = x.shape
         heads = self.spec.num_heads
         # Split and merged in separate steps, as meshes with explicit axes demand.
-        y = self.attn_qkv(x).reshape(n, heads, c // heads, 3, h, w).reshape(n, heads, c // heads, 3, h * w)
-        y = self.tap("qkv_norm", normalize(y, axis=2))
-        q, k, v = (y[:, :, :, i] for i in range(3))  # each [N, heads, C / heads, H W]
+        y = self.attn_qkv(x).reshape(n, h, w, heads, c // heads, 3).reshape(n, h * w, heads, c // heads, 3)
+        y = self.tap("qkv_norm", normalize(y, axis=3))
+        q, k, v = (y[..., i] for i in range(3))  # each [N, H W, heads, C / heads]
         full = wide(x.dtype)
-        logits = jnp.einsum("nhcq,nhck->nhqk", q, (k.astype(full) / math.sqrt(c // heads)).astype(k.dtype))
+        logits = jnp.einsum("nqhc,nkhc->nhqk", q, (k.astype(full) / math.sqrt(c // heads)).astype(k.dtype))
         weights = nn.softmax(logits.astype(full), axis=3).astype(v.dtype)
-        y = jnp.einsum("nhqk,nhck->nhcq", weights, v)
-        return self.attn_proj(self.tap("attention", y.reshape(n, heads, c // heads, h, w).reshape(x.shape)))
+        y = jnp.einsum("nhqk,nkhc->nqhc", weights, v)
+        return self.attn_proj(self.tap("attention", y.reshape(n, h, w, heads, c // heads).reshape(x.shape)))
 
 
 class UNet(Tapped):
@@ -173,7 +179,7 @@ class UNet(Tapped):
     config: EDM2Config
     use_fourier: bool = True  # False: MPPositional in place of MPFourier
     fourier_bandwidth: float = 1.0
-    folded: bool = False
+    folded: Folded = ""
 
     def setup(self):
         config, conv = self.config, partial(MPConv, folded=self.folded)
@@ -195,7 +201,8 @@ class UNet(Tapped):
     ) -> Array:
         emb = self.embed(noise_labels, class_labels)
         architecture = self.config.architecture
-        x = self.tap("ones", jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1))
+        x = x.transpose(0, 2, 3, 1)
+        x = self.tap("ones", jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
         x = self.enc[architecture.conv_in](x)
         skips = [x]
         for spec in architecture.encoder:
@@ -205,7 +212,7 @@ class UNet(Tapped):
             if spec.concat:
                 x = self.tap(f"{spec.name}.concat", mp_cat(x, skips.pop(), self.config.concat_balance))
             x = self.dec[spec.name](x, emb, train)
-        return self.out_conv(x, gain=self.out_gain)
+        return self.out_conv(x, gain=self.out_gain).transpose(0, 3, 1, 2)
 
     def embed(self, noise_labels: Array | Twofold, class_labels: Array | None) -> Array:
         if not isinstance(noise_labels, Twofold):
@@ -244,7 +251,7 @@ class Precond(Tapped):
 
     config: EDM2Config
     dtype: Any = jnp.float32
-    folded: bool = False
+    folded: Folded = ""
 
     def setup(self):
         self.unet = UNet(self.config, folded=self.folded)

@@ -1,7 +1,9 @@
-"""The magnitude-preserving operations of EDM2 (arXiv 2312.02696), on NCHW arrays.
+"""The magnitude-preserving operations of EDM2 (arXiv 2312.02696), on arrays with their channels last: [N, H, W, C].
 
-Every function keeps the dtype of its input, and computes in `wide` precision: a constant such as 0.596 that is rounded
-to bfloat16 is wrong by 0.3 %, the same way every time, which adds up over the blocks.
+Channels last is XLA's only fast layout for convolutions on the CPU, and the one that it moves them to elsewhere; the
+network is NCHW outside and turns its input and output round. Every function keeps the dtype of its input, and computes
+in `wide` precision: a constant such as 0.596 that is rounded to bfloat16 is wrong by 0.3 %, the same way every time,
+which adds up over the blocks.
 """
 
 import math
@@ -19,7 +21,7 @@ def wide(dtype) -> jnp.dtype:
 
 
 def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: float = 1e-4) -> jax.Array:
-    """x scaled to unit root mean square over `axis` (default: all but the first). Pixel norm is axis=1.
+    """x scaled to unit root mean square over `axis` (default: all but the first). Pixel norm is axis=-1.
 
     x / (eps + |x| sqrt(norms / elements)); eps is added after the scaling. The gradient at |x| = 0 is finite.
     """
@@ -30,50 +32,74 @@ def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: floa
     return x / norm.astype(x.dtype)
 
 
-def convolve(
-    x: jax.Array,
-    w: jax.Array,
-    padding: int,
-    weights: str = "OIHW",
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-) -> jax.Array:
-    """Convolution of x [N, C, H, W] with w [out, in / groups, kh, kw]; `padding` zeros on every side.
+def convolve(x: jax.Array, w: jax.Array, padding: int, weights: str = "OIHW") -> jax.Array:
+    """Convolution of x [N, H, W, in] with w [out, in, kh, kw], and `padding` zeros on every side.
 
-    weights: the order of w's axes, OIHW or HWIO. dilation: x is spread with dilation - 1 zeros between its pixels
-    first. Computed channels last, which is XLA's only fast layout on the CPU within loops, and the one that it moves
-    every convolution to elsewhere.
+    weights: the order of w's axes, OIHW or HWIO.
     """
-    y = lax.conv_general_dilated(
-        x.transpose(0, 2, 3, 1),
+    return lax.conv_general_dilated(
+        x,
         w if weights == "HWIO" else w.transpose(2, 3, 1, 0),
-        window_strides=(stride, stride),
+        window_strides=(1, 1),
         padding=[(padding, padding)] * 2,
-        lhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
     )
-    return y.transpose(0, 3, 1, 2)
 
 
 def resample(x: jax.Array, taps: Sequence[float], mode: str) -> jax.Array:
-    """Halve ('down') or double ('up') the resolution of x [N, C, H, W] with a separable filter of even length."""
+    """Halve ('down') or double ('up') the resolution of x [N, H, W, C] with a separable filter of even length.
+
+    What PyTorch computes as a convolution of stride 2, transposed for 'up', with zeros around x. Here each axis is
+    taken as pairs of pixels, and shifted copies are added: that is elementwise, and fuses with what is around it.
+    """
     if mode == "keep":
         return x
-    f = np.asarray(taps, np.float64) / np.sum(taps)
-    kernel = np.outer(f, f)
-    channels, padding = x.shape[1], (len(f) - 1) // 2
-    if mode == "down":
-        stride, dilation = 2, 1
-    elif mode == "up":  # a transposed convolution: zeros between the pixels, the kernel mirrored
-        stride, dilation = 1, 2
-        kernel, padding = kernel[::-1, ::-1] * 4, len(f) - 1 - padding
-    else:
+    if mode not in ("up", "down"):
         raise ValueError(f"mode must be 'keep', 'up' or 'down', not {mode!r}")
-    weight = jnp.broadcast_to(jnp.asarray(kernel, x.dtype), (channels, 1, *kernel.shape))
-    return convolve(x, weight, padding, stride=stride, dilation=dilation, groups=channels)
+    y = x.astype(wide(x.dtype))
+    for axis in (1, 2):
+        y = _up(y, taps, axis) if mode == "up" else _down(y, taps, axis)
+    return y.astype(x.dtype)
+
+
+def _filter(taps: Sequence[float]) -> tuple[list[float], int, int]:
+    """Taps that sum to 1; the index of the one that meets a pair's first pixel; how many pairs it reaches to a side."""
+    first = (len(taps) - 1) // 2
+    return (np.asarray(taps, np.float64) / np.sum(taps)).tolist(), first, (first + 1) // 2
+
+
+def _down(x: jax.Array, taps: Sequence[float], axis: int) -> jax.Array:
+    """y[i] = the sum over d and r of f[first + 2 d + r] x[2 (i + d) + r], with r 0 and 1."""
+    f, first, reach = _filter(taps)
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    terms = []
+    for d in range(-reach, reach + 1):
+        for r in range(2):
+            if 0 <= (k := first + 2 * d + r) < len(f):
+                terms.append(f[k] * _shifted(lax.index_in_dim(pairs, r, axis + 1, keepdims=False), d, axis))
+    return sum(terms[1:], terms[0])
+
+
+def _up(x: jax.Array, taps: Sequence[float], axis: int) -> jax.Array:
+    """y[2 i + r] = the sum over d of 2 f[first + r - 2 d] x[i + d], with r 0 and 1."""
+    f, first, reach = _filter(taps)
+    terms = []
+    for d in range(-reach, reach + 1):
+        pair = [2 * f[k] if 0 <= (k := first + r - 2 * d) < len(f) else 0.0 for r in range(2)]
+        if any(pair):
+            weights = np.asarray(pair, x.dtype).reshape(2, *[1] * (x.ndim - 1 - axis))
+            terms.append(jnp.expand_dims(_shifted(x, d, axis), axis + 1) * weights)
+    return sum(terms[1:], terms[0]).reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def _shifted(x: jax.Array, by: int, axis: int) -> jax.Array:
+    """y[i] = x[i + by] along an axis, and zeros beyond its ends."""
+    if by == 0:
+        return x
+    size = x.shape[axis]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (max(-by, 0), max(by, 0))
+    return lax.slice_in_dim(jnp.pad(x, padding), max(by, 0), max(by, 0) + size, axis=axis)
 
 
 def mp_silu(x: jax.Array) -> jax.Array:
@@ -91,8 +117,8 @@ def mp_sum(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
 
 def mp_cat(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
     """Magnitude-preserving concatenation along the channels (Eq. 103): t is the share of b."""
-    dtype, na, nb = a.dtype, a.shape[1], b.shape[1]
+    dtype, na, nb = a.dtype, a.shape[-1], b.shape[-1]
     scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))
     full = wide(a.dtype)
     a, b = a.astype(full) * (scale / math.sqrt(na) * (1 - t)), b.astype(full) * (scale / math.sqrt(nb) * t)
-    return jnp.concatenate([a, b], axis=1).astype(dtype)
+    return jnp.concatenate([a, b], axis=-1).astype(dtype)

@@ -306,8 +306,10 @@ def sample(
     wanted, found = (settings.churn_draws, *given), (0, *given) if churn_noise is None else jnp.shape(churn_noise)
     if wanted != found:
         raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
-    guide_net, guide_variables = used_guide(net, guide, settings) or (None, None)
-    return _sample((net, guide_net), settings, (variables, guide_variables), noise, labels, churn_noise)
+    guide = used_guide(net, guide, settings)
+    networks = [each if each[0].folded else fold(*each) for each in ((net, variables), guide) if each is not None]
+    nets, both = zip(*networks, *([] if guide else [(None, None)]), strict=True)
+    return _sample(nets, settings, both, noise, labels, churn_noise)
 
 
 def used_guide(net: Precond, guide: Network | None, settings: Settings) -> Network | None:
@@ -327,23 +329,18 @@ def used_guide(net: Precond, guide: Network | None, settings: Settings) -> Netwo
 
 
 def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variables, noise, labels, churn_noise):
-    """`sample`, to be compiled: weights are normalised once, then the sampler runs.
-
-    variables: of both networks. The guide is None where there is no guidance.
-    """
+    """`sample`, to be compiled, of folded networks. variables: of both; the guide is None where there is none."""
     net, guide = nets
-    denoise = _denoiser(net, variables[0], labels)
+
+    def denoiser(net, variables) -> Denoise:
+        return lambda x, sigma: net.apply(variables, x, sigma, labels)
+
+    denoise = denoiser(net, variables[0])
     if guide is not None:
-        denoise = guided(denoise, _denoiser(guide, variables[1], labels), settings.guidance, settings.interval)
+        denoise = guided(denoise, denoiser(guide, variables[1]), settings.guidance, settings.interval)
     full = wide(net.dtype)
     extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))
     return SAMPLERS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
 
 
 _sample = jax.jit(trajectory, static_argnums=(0, 1))
-
-
-def _denoiser(net: Precond, variables: Any, labels: jax.Array | None) -> Denoise:
-    if not net.folded:
-        net, variables = fold(net, variables)
-    return lambda x, sigma: net.apply(variables, x, sigma, labels)  # type: ignore[return-value]

@@ -99,7 +99,10 @@ class VAEDecoder:
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def __call__(self, params: Mapping[str, jax.Array], z: jax.Array) -> jax.Array:
-        """Raw latents z [N, 4, h, w] to pictures [N, 3, 8 h, 8 w], by the published VAE from 0 to 1."""
+        """Raw latents z [N, 4, h, w] to pictures [N, 3, 8 h, 8 w], by the published VAE from 0 to 1.
+
+        In between the channels are last.
+        """
         config = self.config
         conv, norm = partial(_conv, params), partial(_norm, params, config.norm_num_groups)
 
@@ -108,7 +111,8 @@ class VAEDecoder:
             y = conv(f"{name}.conv2", jax.nn.silu(norm(f"{name}.norm2", y)))
             return y + (conv(f"{name}.conv_shortcut", x) if f"{name}.conv_shortcut.weight" in params else x)
 
-        x = conv("post_quant_conv", z) if config.use_post_quant_conv else z
+        x = z.transpose(0, 2, 3, 1)
+        x = conv("post_quant_conv", x) if config.use_post_quant_conv else x
         x = resnet("decoder.mid_block.resnets.0", conv("decoder.conv_in", x))
         if config.mid_block_add_attention:
             name = "decoder.mid_block.attentions.0"
@@ -118,35 +122,36 @@ class VAEDecoder:
             for i in range(config.layers_per_block + 1):
                 x = resnet(f"decoder.up_blocks.{level}.resnets.{i}", x)
             if level + 1 < len(config.levels):
-                x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(f"decoder.up_blocks.{level}.upsamplers.0.conv", x)
-        return conv("decoder.conv_out", jax.nn.silu(norm("decoder.conv_norm_out", x)))
+        x = conv("decoder.conv_out", jax.nn.silu(norm("decoder.conv_norm_out", x)))
+        return x.transpose(0, 3, 1, 2)
 
 
 def _conv(params, name: str, x: jax.Array) -> jax.Array:
     weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
-    return convolve(x, weight, weight.shape[-1] // 2) + bias[:, None, None]
+    return convolve(x, weight, weight.shape[-1] // 2) + bias
 
 
 def _norm(params, groups: int, name: str, x: jax.Array) -> jax.Array:
     """Group norm."""
-    n, c, h, w = x.shape
-    y = x.reshape(n, groups, -1).astype(jnp.float32)
-    y = y - jnp.mean(y, axis=2, keepdims=True)
-    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=2, keepdims=True) + NORM_EPS)
-    scale, shift = (params[f"{name}.{part}"].astype(jnp.float32)[:, None, None] for part in ("weight", "bias"))
-    return (y.reshape(n, c, h, w) * scale + shift).astype(x.dtype)
+    n, h, w, c = x.shape
+    y = x.reshape(n, h * w, groups, c // groups).astype(jnp.float32)
+    y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + NORM_EPS)
+    scale, shift = (params[f"{name}.{part}"].astype(jnp.float32) for part in ("weight", "bias"))
+    return (y.reshape(x.shape) * scale + shift).astype(x.dtype)
 
 
 def _attention(params, name: str, x: jax.Array) -> jax.Array:
     """Self-attention between all positions, with a single head as wide as x."""
-    n, c, h, w = x.shape
-    tokens = x.reshape(n, c, h * w).swapaxes(1, 2)
+    n, h, w, c = x.shape
+    tokens = x.reshape(n, h * w, c)
     layers = [(params[f"{name}.{part}.weight"], params[f"{name}.{part}.bias"]) for part in _OLD_NAMES]
     q, k, v = (tokens @ weight.T + bias for weight, bias in layers[:3])
     out, bias = layers[3]
     weights = jax.nn.softmax((q @ k.swapaxes(1, 2) / math.sqrt(c)).astype(jnp.float32), axis=2).astype(x.dtype)
-    return (weights @ v @ out.T + bias).swapaxes(1, 2).reshape(n, c, h, w)
+    return (weights @ v @ out.T + bias).reshape(x.shape)
 
 
 def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tuple[VAEDecoder, dict[str, jax.Array]]:

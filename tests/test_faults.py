@@ -28,5 +28,5 @@ def test_fault(laboratory, fault):
 def test_an_edit_that_changes_nothing_is_refused():
     with pytest.raises(ValueError, match="has no"), edited("ops", "no such text", ""):
         pass
-    with pytest.raises(ValueError, match="changes no function"), edited("ops", "# ", "#  "):
+    with pytest.raises(ValueError, match="changes no function"), edited("network", "# ", "#  "):
         pass

@@ -71,7 +71,7 @@ def test_report_json_is_as_documented(report, digits_pkl):
     assert (record["verdict"], record["exit_code"], record["reasons"], record["guilty"]) == ("agrees", 0, [], [])
     assert record["parameters"] == {"count": 63, "values": 722859, "different": []}
     assert list(record["checks"]) == ["forward", "gradients", "parameters", "trajectory"]
-    assert {m["kind"] for m in record["measurements"]["forward"]} == {"isolated", "accumulated", "compiled"}
+    assert {m["kind"] for m in record["measurements"]["forward"]} == {"isolated", "accumulated", "compiled", "folded"}
     assert all(m["agrees"] and m["error"] <= m["limit"] for found in record["measurements"].values() for m in found)
     assert len(record["trajectory"]["error"]) == len(record["trajectory"]["sigmas"]) == 5
     assert record["trajectory"]["psnr"] > 100

@@ -19,7 +19,7 @@ def keep_compiled():
     import jax
     from platformdirs import user_cache_path
 
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
         return
     folder = user_cache_path("edm2-jax") / "compiled" / _instructions()
     with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, 
 from converter.verify.truth import Truth, projection
 from converter.verify.verdict import Measurement, Tolerance, judge
 from jax_edm2.config import EDM2Config
+from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import heun_states, noise_levels
 from jax_edm2.training import denoising_loss, project_to_sphere, update_average
@@ -70,6 +72,11 @@ class Candidate:
     def denoise(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
         """(D, logvar) of the network compiled as a whole."""
         return self._call("denoise", self.variables, x, sigma, labels)
+
+    def denoise_folded(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
+        """The same of the network that samplers use, whose weights are prepared once."""
+        net, variables = fold(self.net, self.variables)
+        return jax.jit(partial(net.apply, return_logvar=True))(variables, x, sigma, labels)
 
     def differentiate(self, variables, case: Case):
         """(loss, (gradients of the parameters, gradient of the noise)) of the mean EDM2 loss."""
@@ -240,15 +247,19 @@ class _Examination:
         if not self.thin:
             self._pass(name, "accumulated", arguments)
             self._pass(name, "isolated", arguments)
-        with self.crash(f"{name}: the compiled network"):
-            if self.thin:
-                denoised, logvar = self._kept(name, arguments)
-            else:
-                denoised, logvar = self.candidate.denoise(*arguments)
-            for output, value in (("denoised", denoised), ("logvar", logvar)):
-                found = difference(np.asarray(value, np.float64), self.truth[f"{name}/{output}"])
-                error, condition = outputs[output]["error"], outputs[output]["condition"]
-                self._note("compiled", name, output, found, error, condition)
+        if self.thin:
+            ways = {"compiled": lambda: self._kept(name, arguments)}
+        else:
+            ways = {
+                "compiled": lambda: self.candidate.denoise(*arguments),
+                "folded": lambda: self.candidate.denoise_folded(*arguments),
+            }
+        for kind, way in ways.items():
+            with self.crash(f"{name}: the {kind} network"):
+                for output, value in zip(("denoised", "logvar"), way(), strict=True):
+                    found = difference(np.asarray(value, np.float64), self.truth[f"{name}/{output}"])
+                    error, condition = outputs[output]["error"], outputs[output]["condition"]
+                    self._note(kind, name, output, found, error, condition)
         if self.config.label_dim and not self.thin:
             with self.crash(f"{name}: class_labels=None"), contextlib.suppress(Enough):
                 self._unlabelled(f"{name} unlabelled", case)

@@ -1,6 +1,7 @@
 """Taps of the JAX network, reached through flax.linen.intercept_methods; blocks run compiled, what joins them does not.
 
-Only one block's values exist at a time, and a block's compiled code serves every pass of a run.
+Only one block's values exist at a time, and a block's compiled code serves every pass of a run. Inside the U-Net the
+channels are last; here everything is seen in PyTorch's order.
 """
 
 from collections.abc import Callable
@@ -57,13 +58,18 @@ class TappedNetwork:
         self.last = tap
         return self._visit(tap, value)
 
+    def _see_inside(self, tap: Tap, value):
+        """A value within the U-Net."""
+        return _channels_last(self._see(tap, _channels_first(value)))
+
     def _intercept(self, next_function, args, kwargs, context):
         module = context.module
         if self._inside:
             return next_function(*args, **kwargs)
         if context.method_name == "tap":
             name, value = args
-            return self._see(self._tap(name), value)
+            see = self._see if isinstance(module, Precond) else self._see_inside
+            return see(self._tap(name), value)
         if context.method_name != "__call__":
             return next_function(*args, **kwargs)
         if isinstance(module, Block):
@@ -71,7 +77,7 @@ class TappedNetwork:
         value = next_function(*args, **kwargs)
         if isinstance(module, MPConv | MPFourier):
             parameter = torch_name("/".join(["params", *module.path, "mpconv_weight"]))
-            value = self._see(tap_of_parameter(parameter, self._config), value)
+            value = self._see_inside(tap_of_parameter(parameter, self._config), value)
         return value
 
     def _tap(self, name: str) -> Tap:
@@ -93,7 +99,7 @@ class TappedNetwork:
         for operation in self._scopes.get(scope, ()):  # compiled functions return dicts in alphabetical order
             if operation in seen:
                 self._see(Tap(scope, operation), seen[operation])
-        return self._see(Tap(scope, last), y)
+        return self._see_inside(Tap(scope, last), y)
 
     def _trace_block(self, block: Block, train: bool, variables, x, emb, amplify):
         scope, seen = block_scope(block.spec), {}
@@ -105,10 +111,20 @@ class TappedNetwork:
                 name, value = context.module.name, next_function(*args, **kwargs)
             else:
                 return next_function(*args, **kwargs)
-            seen[name] = value
+            seen[name] = _channels_first(value)
             self.last = Tap(scope, name)
             return value * amplify.astype(value.dtype) if name == before_clip(block.spec) else value
 
         with nn.intercept_methods(intercept):
             y = block.apply(variables, x, emb, train)
         return y, seen
+
+
+def _channels_first(value):
+    """[N, H, W, C] as [N, C, H, W]; queries, keys and values [N, H W, heads, C / heads, 3] as in PyTorch."""
+    order = {4: (0, 3, 1, 2), 5: (0, 2, 3, 4, 1)}.get(getattr(value, "ndim", 0))
+    return value.transpose(order) if order else value
+
+
+def _channels_last(value):
+    return value.transpose(0, 2, 3, 1) if getattr(value, "ndim", 0) == 4 else value

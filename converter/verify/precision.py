@@ -106,9 +106,9 @@ def probe_jax() -> dict[str, float]:
     @jax.jit
     def probe(value, weight):
         convolved = network.convolve(value, weight, 0)
-        return jnp.mean(convolved) / TERMS, jnp.mean(value[0, :, 0].T @ weight[:, :, 0, 0]) / TERMS
+        return jnp.mean(convolved) / TERMS, jnp.mean(value[0, 0] @ weight[:, :, 0, 0]) / TERMS
 
-    value = np.full((1, TERMS, 16, 16), PROBE, np.float32)
+    value = np.full((1, 16, 16, TERMS), PROBE, np.float32)
     convolution, matmul = probe(value, np.ones((TERMS, TERMS, 1, 1), np.float32))
     return {"a convolution in JAX": float(convolution), "a matmul in JAX": float(matmul)}
 

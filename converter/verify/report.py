@@ -10,9 +10,9 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     tree          [{scope, guilty, worst: {isolated, accumulated},
                   operations: [{operation, what, isolated, accumulated}]}]
     measurements  {forward, gradients, trajectory: [measurement]}
-    measurement   {kind (isolated, accumulated, compiled, gradient, step, trajectory), case, name, error, torch_error,
-                  limit, condition (see verify/conditioning.py; 0 where none was measured), scale, cosine, elementwise,
-                  size (root mean square of the truth), agrees, failure}
+    measurement   {kind (isolated, accumulated, compiled, folded, gradient, step, trajectory), case, name, error,
+                  torch_error, limit, condition (see verify/conditioning.py; 0 where none was measured), scale, cosine,
+                  elementwise, size (root mean square of the truth), agrees, failure}
     trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
     golden        {network, measured, on, tolerance, normalised} of a golden (see verify/golden.py), or null
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,

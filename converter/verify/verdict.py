@@ -37,6 +37,7 @@ class Tolerance:
             "isolated": self.isolated,
             "accumulated": self.accumulated,
             "compiled": self.accumulated,
+            "folded": self.accumulated,
             "gradient": self.gradient,
             "step": self.gradient,
             "trajectory": self.trajectory,
