@@ -53,8 +53,8 @@ golden-alone:  ## edm2-verify --golden in an environment of its own, without tor
 golden-faults: $(READY)  ## every fault of the corpus that is in the network's source, and the golden that trips over it
 	$(BIN)/python -m tests.golden_faults $(ARGS)
 
-bench: $(READY)  ## speed of both frameworks on this machine: make bench ARGS="s.pkl --device gpu --precision float16"
-	$(BIN)/edm2-verify --checks throughput $(or $(ARGS),golden/digits.pkl --batch 64)
+bench: $(READY)  ## both frameworks on this machine, from snapshot to picture: make bench ARGS="--device gpu --precision float16"
+	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and XXL-size snapshots
 	$(BIN)/python -m tests.bench_convert $(ARGS)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,6 +303,9 @@ def _open_safetensors(path: Path) -> _Stored:
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is no safetensors file ({error})") from error
     names = file.keys()
+    for name in names:
+        if (found := file.get_slice(name).get_dtype()) not in SAFETENSORS_DTYPES.values():
+            raise CheckpointError(f"{path}: {name} is {found}; weights are {', '.join(SAFETENSORS_DTYPES.values())}")
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
     def variables(dtype, sharding):
@@ -311,9 +314,30 @@ def _open_safetensors(path: Path) -> _Stored:
         def put(array):
             return jax.device_put(array if dtype is None else array.astype(dtype), sharding)
 
-        return {name: put(file.get_tensor(name)) for name in names}
+        return {name: put(array) for name, array in _arrays(path)}
 
     return _Stored(Record.from_json((file.metadata() or {}).get(KEY, "null")), shapes, variables)
+
+
+def _arrays(path: Path) -> "Iterator[tuple[str, np.ndarray]]":
+    """(name, array) of a safetensors file that is known to be sound, one after the other.
+
+    Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
+    """
+    import ml_dtypes
+    import numpy as np
+
+    names = {code: name for name, code in SAFETENSORS_DTYPES.items()}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            dtype = np.dtype(ml_dtypes.bfloat16 if entry["dtype"] == "BF16" else names[entry["dtype"]])
+            begin, end = entry["data_offsets"]
+            file.seek(8 + length + begin)
+            yield name, np.fromfile(file, dtype, (end - begin) // dtype.itemsize).reshape(entry["shape"])
 
 
 def _open_orbax(path: Path) -> _Stored:

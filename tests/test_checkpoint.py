@@ -191,6 +191,9 @@ def test_what_cannot_be_loaded(digits_checkpoint, tmp_path):
     newer = json.dumps({**json.loads(text), "format": 99})
     safetensors.numpy.save_file(tensors, tmp_path / "newer.safetensors", {"edm2": newer})
     rejects("newer.safetensors", "it has format 99; this version reads format 1")
+    whole = {**tensors, "params/unet/out_gain": np.array(1)}
+    safetensors.numpy.save_file(whole, tmp_path / "whole.safetensors", {"edm2": text})
+    rejects("whole.safetensors", "params/unet/out_gain is I64; weights are F16, F32, BF16, F64")
     del tensors["params/unet/out_gain"]
     safetensors.numpy.save_file(tensors, tmp_path / "less.safetensors", {"edm2": text})
     rejects("less.safetensors", "- params/unet/out_gain [] is missing")

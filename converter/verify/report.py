@@ -16,7 +16,8 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
     golden        {network, measured, on, tolerance, normalised} of a golden (see verify/golden.py), or null
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
-                  flop_per_second, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}}}]
+                  flop_per_second, of_eager, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}},
+                  ceiling: FLOP/s of matrix products}]
     snapshot, checkpoint, reference, config, plan, tolerance, switches, environment, seconds
 """
 
@@ -242,20 +243,20 @@ def throughput_lines(entry: dict[str, Any]) -> Iterator[str]:
     if "ended" in entry:
         yield f"batch {entry['batch']}: {entry['ended']}"
         return
-    rates = {way: f["evaluations_per_second"] for way, f in entry["ways"].items() if "evaluations_per_second" in f}
-    base = rates.get("PyTorch eager")
     yield f"batch {entry['batch']}; images at {entry['steps']} Heun steps; median of {entry['rounds']} turns"
     yield f"{'':22}{'denoiser/s':>11}{'images/s':>10}{'GFLOP/s':>9}{'of eager':>10}{'first run':>11}{'peak memory':>13}"
     for way, f in entry["ways"].items():
         if "unavailable" in f:
             yield f"{way:<22}not available: {f['unavailable'][:60]}"
             continue
-        memory = entry["memory"]["torch" if way.startswith("PyTorch") else "jax"]["peak_bytes"]
-        ratio = f"{rates[way] / base:.2f}x" if base else "-"
+        memory = entry["memory"]["jax" if way.lower().startswith("jax") else "torch"]["peak_bytes"]
+        ratio = f"{f['of_eager']:.2f}x" if f["of_eager"] else "-"
         yield (
             f"{way:<22}{f['evaluations_per_second']:>11.3g}{f['images_per_second']:>10.3g}"
             f"{f['flop_per_second'] / 1e9:>9.0f}{ratio:>10}{f['first_seconds']:>9.1f} s{memory / 1e6:>10.0f} MB"
         )
+    if (ceiling := entry["ceiling"]) and (folded := entry["ways"].get("JAX folded", {}).get("flop_per_second")):
+        yield f"JAX's matrix products: {ceiling / 1e9:.0f} GFLOP/s; JAX folded has {folded / ceiling:.0%} of that"
 
 
 def wrap(prefix: str, text: str, width: int = 100) -> list[str]:

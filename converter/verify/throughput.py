@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ from converter.errors import ConverterError
 from converter.flops import multiply_accumulates
 from jax_edm2.config import EDM2Config
 
-WAYS = {"torch": ("PyTorch eager", "PyTorch torch.compile"), "jax": ("JAX as loaded", "JAX folded")}
+EAGER = "PyTorch eager"
+WAYS = {"torch": (EAGER, "PyTorch torch.compile"), "jax": ("JAX as loaded", "JAX folded")}
+SAMPLING = {"torch": "PyTorch sampling", "jax": "JAX sampling"}  # whole trajectories, of jax_edm2.sample as one program
+OTHERS = {"torch": "NVlabs", "jax": "jax-edm2"}  # code that is not ours, from folders that Job names
 ROUNDS = 5
 STEPS = 32  # of the Heun sampler, for images per second
 Progress = Callable[[str], None]
+Ways = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -35,39 +39,70 @@ class Job:
     batch: int
     precision: str
     device: str
+    steps: int = STEPS  # of sampling
+    nvlabs: str | None = None  # a folder with github.com/NVlabs/edm2
+    jax_edm2: str | None = None  # one with github.com/nmboffi/jax-edm2
 
 
 def measure(
-    config: EDM2Config, snapshot: str, batch: int, precision: str, device: str, progress: Progress
+    config: EDM2Config,
+    snapshot: str,
+    batch: int,
+    precision: str,
+    device: str,
+    progress: Progress,
+    ways: Ways | None = None,
+    **job: Any,
 ) -> dict[str, Any]:
-    """Time every way. Returns {"batch", "ways": {way: figures or {"unavailable": why}}}."""
-    ways: dict[str, Any] = {}
+    """Time every way, in turns. job: the other fields of Job.
+
+    Returns {batch, steps, rounds, ways: {way: figures or {"unavailable": why}}, memory, ceiling: FLOP/s of JAX's
+    matrix products in this precision, or None}. Ratios to PyTorch eager are medians of those of the rounds.
+    """
+    asked = WAYS if ways is None else ways
+    figures: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         workers = {}
-        for framework in WAYS:
+        for framework in asked:
             progress(f"starting {framework}")
-            workers[framework] = stack.enter_context(_Worker(Job(framework, snapshot, batch, precision, device)))
+            worker = _Worker(Job(framework, snapshot, batch, precision, device, **job))
+            workers[framework] = stack.enter_context(worker)
         for framework, worker in workers.items():
-            for way in WAYS[framework]:
+            for way in asked[framework]:
                 progress(way)
-                ways[way] = worker.ask(way)  # builds, compiles and runs it once
-        running = [(w, way) for f, w in workers.items() for way in WAYS[f] if "unavailable" not in ways[way]]
+                figures[way] = worker.ask(way)  # builds, compiles and runs it once
+        running = [(w, way) for f, w in workers.items() for way in asked[f] if "unavailable" not in figures[way]]
         times: dict[str, list[float]] = {way: [] for _, way in running}
         for _ in range(ROUNDS):
             for worker, way in running:
-                times[way].append(worker.ask(way)["seconds"])
+                times[way].append(worker.ask(way)["seconds"] / evaluations(way, **job))
         flop = 2 * multiply_accumulates(config) * batch
         for _, way in running:
             seconds = statistics.median(times[way])
-            ways[way] = {
-                "first_seconds": ways[way]["seconds"],
+            eager = [b / a for a, b in zip(times[way], times.get(EAGER, []), strict=False)]
+            figures[way] = {
+                "first_seconds": figures[way]["seconds"],
                 "evaluations_per_second": 1 / seconds,
                 "images_per_second": batch / seconds / (2 * STEPS - 1),
                 "flop_per_second": flop / seconds,
+                "of_eager": statistics.median(eager) if eager else None,
                 "spread": (max(times[way]) - min(times[way])) / seconds,
             }
         memory = {f: worker.ask("memory") for f, worker in workers.items()}
-    return {"batch": batch, "steps": STEPS, "rounds": ROUNDS, "ways": ways, "memory": memory}
+        ceiling = workers["jax"].ask("ceiling")["flop_per_second"] if "jax" in workers else None
+    return {
+        "batch": batch,
+        "steps": STEPS,
+        "rounds": ROUNDS,
+        "ways": figures,
+        "memory": memory,
+        "ceiling": ceiling,
+    }
+
+
+def evaluations(way: str, steps: int = STEPS, **_: Any) -> int:
+    """How often a way runs the denoiser each time."""
+    return 2 * steps - 1 if way in SAMPLING.values() else 1
 
 
 def sweep(config: EDM2Config, snapshot: str, precision: str, device: str, progress: Progress) -> list[dict[str, Any]]:
@@ -178,9 +213,43 @@ def _torch_ways(job: Job):
             return {"kind": "device", "peak_bytes": torch.cuda.max_memory_allocated()}
         return _process_memory()
 
+    def sampling():
+        from torch_ref.sampling import heun, noise_levels
+
+        noise, labels = arguments[0], arguments[2]
+        dtype = DTYPES[job.precision]
+
+        @torch.no_grad()
+        def run():
+            denoise = lambda x, sigma: reference.net(x, sigma.to(x.device), labels, dtype=dtype)  # noqa: E731
+            heun(denoise, noise, noise_levels(job.steps)).cpu()
+
+        return run
+
+    def nvlabs():
+        sys.path.insert(0, str(job.nvlabs))
+        from training.networks_edm2 import Precond
+
+        with read_snapshot(job.snapshot) as snapshot:
+            net = Precond(**{**snapshot.init_kwargs, "use_fp16": job.precision == "float16"})
+        if job.precision not in ("float32", "tf32", "float16"):
+            raise ValueError(f"has no {job.precision}")
+        net.load_state_dict(reference.net.state_dict())
+        net = net.to(device).eval().requires_grad_(False)
+
+        @torch.no_grad()
+        def run():
+            net(*arguments)
+            if cuda:
+                torch.cuda.synchronize()
+
+        return run
+
     return {
-        "PyTorch eager": lambda: runner(reference.net),
+        EAGER: lambda: runner(reference.net),
         "PyTorch torch.compile": lambda: runner(torch.compile(reference.net)),
+        SAMPLING["torch"]: sampling,
+        OTHERS["torch"]: nvlabs,
     }, memory
 
 
@@ -219,10 +288,69 @@ def _jax_ways(job: Job):
             return {"kind": "device", "peak_bytes": found["peak_bytes_in_use"]}
         return _process_memory()
 
+    def sampling():
+        from jax_edm2.sampling import Settings, sample
+
+        folded, settings = fold(net, variables), Settings(num_steps=job.steps)
+
+        def run():
+            with jax_precision(job.precision):
+                jax.block_until_ready(sample(*folded, arguments[0], arguments[2], settings=settings))
+
+        return run
+
+    def jax_edm2():
+        sys.path.insert(0, str(job.jax_edm2))
+        import edm2_net
+
+        config = snapshot.config
+        names = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")
+        their_net = edm2_net.PrecondUNet(
+            config.img_resolution,
+            config.img_channels,
+            config.label_dim,
+            config.sigma_data,
+            config.logvar_channels,
+            use_bfloat16=dtype == jnp.bfloat16,
+            unet_kwargs={name: getattr(config, name) for name in names} | {"use_fourier": True},
+        )
+        if dtype == jnp.float16:
+            raise ValueError("has no float16")
+        call = jax.jit(lambda variables, x, sigma, labels: their_net.apply(variables, sigma, x, labels, train=False))
+
+        def run():
+            with jax_precision(job.precision):
+                jax.block_until_ready(call(variables, *arguments))
+
+        return run
+
     return {
         "JAX as loaded": lambda: runner(net, variables),
         "JAX folded": lambda: runner(*fold(net, variables)),
+        SAMPLING["jax"]: sampling,
+        OTHERS["jax"]: jax_edm2,
     }, memory
+
+
+def _ceiling(precision: str) -> dict[str, float]:
+    """The best of ten products of square matrices in JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    from converter.verify.precision import jax_precision
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
+    a = jnp.ones((size, size), dtype)
+    best = 0.0
+    with jax_precision(precision):
+        multiply = jax.jit(jnp.matmul)
+        multiply(a, a).block_until_ready()
+        for _ in range(10):
+            started = time.perf_counter()
+            multiply(a, a).block_until_ready()
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return {"flop_per_second": best}
 
 
 def _process_memory():
@@ -230,12 +358,15 @@ def _process_memory():
 
 
 def main():
-    ways, memory = _ways(Job(**json.loads(sys.stdin.readline())))
+    job = Job(**json.loads(sys.stdin.readline()))
+    ways, memory = _ways(job)
     runners: dict[str, Callable[[], None]] = {}
     for line in sys.stdin:
         way = line.strip()
         if way == "memory":
             answer = memory()
+        elif way == "ceiling":
+            answer = _ceiling(job.precision)
         else:
             started = time.perf_counter()
             try:
