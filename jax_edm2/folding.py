@@ -41,24 +41,24 @@ def folding_for(net: Precond, platform: str) -> Folded:
     return "winograd" if platform == "cpu" and net.dtype == jnp.float32 else "direct"
 
 
-@partial(jax.jit, static_argnums=0)
 def _fold(net: Precond, variables: Any) -> Any:
     """The variables of `net`, a folded network, from those as stored."""
     leaves = flatten_dict(variables)
-    full = wide(net.dtype)
     for path, weight in leaves.items():
-        if path[-1] != "mpconv_weight":
-            continue
-        gain = leaves.get(_gain(path), None)
-        scale = 1 / math.sqrt(weight[0].size)
-        weight = normalize(weight.astype(full)) * (scale if gain is None else gain.astype(full) * scale)
-        if weight.ndim == 2:  # linear layers are the embedding's
-            leaves[path] = weight.astype(full)
-            continue
-        by_winograd = net.folded == "winograd" and winograd.serves(weight.shape)
-        weight = weight.transpose(2, 3, 1, 0)
-        leaves[path] = winograd.transform(weight) if by_winograd else weight.astype(net.dtype)
+        if path[-1] == "mpconv_weight":
+            leaves[path] = _fold_weight(weight, leaves.get(_gain(path)), net.folded, net.dtype)
     return unflatten_dict(leaves)
+
+
+@partial(jax.jit, static_argnums=(2, 3))  # compiled once for every shape
+def _fold_weight(weight: jax.Array, gain: jax.Array | None, folded: Folded, dtype: Any) -> jax.Array:
+    full = wide(dtype)
+    scale = 1 / math.sqrt(weight[0].size)
+    w = normalize(weight.astype(full)) * (scale if gain is None else gain.astype(full) * scale)
+    if w.ndim == 2:  # linear layers are the embedding's, which is never in half precision
+        return w
+    w = w.transpose(2, 3, 1, 0)
+    return winograd.transform(w) if folded == "winograd" and winograd.serves(weight.shape) else w.astype(dtype)
 
 
 def nvlabs_gains(variables: Any) -> Any:

@@ -312,7 +312,8 @@ def _jax_ways(job: Job):
             config.sigma_data,
             config.logvar_channels,
             use_bfloat16=dtype == jnp.bfloat16,
-            unet_kwargs={name: getattr(config, name) for name in names} | {"use_fourier": True},
+            unet_kwargs={name: getattr(config, name) for name in names}
+            | {"use_fourier": True, "fourier_bandwidth": 1.0, "block_kwargs": {}},
         )
         if dtype == jnp.float16:
             raise ValueError("has no float16")
