@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ALONE = $(VENV)-jax
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types readme faults survey hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download bench-sample digits clean
+.PHONY: demo test lint types readme faults survey hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -61,9 +61,6 @@ bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and 
 
 bench-download: $(READY)  ## a download from loopback beside curl and sha256sum
 	$(BIN)/python -m tests.bench_download $(ARGS)
-
-bench-sample: $(READY)  ## images per second beside the loops that people write by hand
-	$(BIN)/python -m tests.bench_sample $(ARGS)
 
 digits: $(READY)  ## train the digits network again, about 12 minutes
 	$(BIN)/python -m golden.digits train --outdir runs/digits
