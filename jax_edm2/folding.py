@@ -20,10 +20,12 @@ def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Pre
     Every weight w becomes normalize(w) gain / sqrt(fan_in) (Eq. 47 of arXiv 2312.02696), in the dtype in which it is
     used; those of convolutions become [height, width, in, out], so that no evaluation has to turn them round, or
     [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded variables are for inference: they
-    can be neither trained nor saved.
+    can be neither trained nor saved, and folding them again changes nothing.
 
     platform: cpu, gpu or tpu, where the network will run; by default where the variables are.
     """
+    if net.folded:
+        return net, variables
     net = net.clone(folded=folding_for(net, platform or platform_of(variables)))
     return net, _fold(net, variables)
 

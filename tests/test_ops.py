@@ -63,6 +63,7 @@ def test_a_folded_network_uses_it_where_it_is_faster():
         folded, prepared = jax_edm2.fold(net, variables, platform)
         assert prepared["params"]["unet"]["enc_10x10_block0"]["conv_res0"]["mpconv_weight"].shape == shape
         assert prepared["params"]["unet"]["enc_10x10_conv"]["mpconv_weight"].shape == (3, 3, 4, 32)  # too narrow
+        assert jax_edm2.fold(folded, prepared) == (folded, prepared)
         outputs.append(jax.jit(folded.apply)(prepared, *arguments))
     assert relative_error(*outputs) < 6e-7  # measured: 2e-7
     assert folding_for(net.clone(dtype=jnp.bfloat16), "cpu") == "direct"

@@ -39,8 +39,7 @@ line.jax, line.torch { stroke-width: 3 } .limit { stroke: var(--soft); stroke-da
 EXPLAIN = {
     "parameters": "Every weight, gain and buffer of the JAX network equals the snapshot's, bit for bit in float32.",
     "forward": "Every operation of every block, fed with the truth (isolated) and with what came before it in JAX "
-    "(accumulated); then the network compiled as a whole, without taps, "
-    "as loaded and folded for sampling.",
+    "(accumulated); then the network compiled as a whole, as loaded and folded for sampling.",
     "gradients": "The gradient of the EDM2 loss by every parameter and by the noise, and every parameter and its "
     "average after one training step (forced weight normalisation, Adam, EMA).",
     "trajectory": "The state at every noise level of the deterministic Heun sampler, started from the same noise.",
