@@ -36,7 +36,8 @@ def make_snapshot(name: str, folder: Path) -> Path:
     if name == "digits":
         return DIGITS
     path = folder / f"{name}.pkl"
-    subprocess.run([sys.executable, "-m", "torch_ref.snapshot", name, "-o", str(path)], check=True, stdout=sys.stderr)
+    command = [sys.executable, "-m", "torch_ref.snapshot", name, "-o", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
 
@@ -44,7 +45,7 @@ def convert(snapshot: Path, output: Path) -> float:
     """Seconds of the whole process."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "converter.cli.convert", str(snapshot), "-o", str(output), "--force"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
