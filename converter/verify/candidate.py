@@ -76,7 +76,8 @@ class Candidate:
     def denoise_folded(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
         """The same of the network that samplers use, whose weights are prepared once."""
         net, variables = fold(self.net, self.variables)
-        return jax.jit(partial(net.apply, return_logvar=True))(variables, x, sigma, labels)
+        denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
+        return denoise(variables, x, sigma, labels)
 
     def differentiate(self, variables, case: Case):
         """(loss, (gradients of the parameters, gradient of the noise)) of the mean EDM2 loss."""
