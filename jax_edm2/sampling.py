@@ -307,8 +307,7 @@ def sample(
     if wanted != found:
         raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
     guide = used_guide(net, guide, settings)
-    networks = [fold(*each) for each in ((net, variables), guide) if each is not None]
-    nets, both = zip(*networks, *([] if guide else [(None, None)]), strict=True)
+    nets, both = zip(fold(net, variables), fold(*guide) if guide else (None, None), strict=True)
     return _sample(nets, settings, both, noise, labels, churn_noise)
 
 
