@@ -50,7 +50,7 @@ golden-alone:  ## edm2-verify --golden in an environment of its own, without tor
 	! $(ALONE)/bin/python -c 'import torch' 2> /dev/null
 	$(ALONE)/bin/edm2-verify --golden --device cpu
 
-golden-faults: $(READY)  ## every fault of the corpus that is in the network's source, and the golden that trips over it
+golden-faults: $(READY)  ## every fault of the corpus that changes numbers, and the golden that trips over it
 	$(BIN)/python -m tests.golden_faults $(ARGS)
 
 bench: $(READY)  ## both frameworks on this machine, from snapshot to picture: make bench ARGS="--device gpu --precision float16"
