@@ -113,14 +113,15 @@ def bench(name: str, args, folder: Path) -> list[dict]:
 def plot(entries: list[dict]) -> str:
     """Seconds per image, and memory, of PyTorch eager and of JAX folded, by size and batch: an SVG file's text."""
     entries = [entry for entry in entries if "ways" in entry]
-    names = list(dict.fromkeys(entry["network"] for entry in entries))
-    groups = [(name.removeprefix("edm2-"), sum(entry["network"] == name for entry in entries)) for name in names]
+    groups = [(f"{entry['network'].removeprefix('edm2-')} x {entry['batch']}", 1) for entry in entries]
 
     def seconds(way):
-        return [(1 / (e["ways"][way]["evaluations_per_second"] * e["batch"]), f"batch {e['batch']}") for e in entries]
+        found = [1 / (entry["ways"][way]["evaluations_per_second"] * entry["batch"]) for entry in entries]
+        return [(value, f"{value:.3g} s") for value in found]
 
     def memory(framework):
-        return [(entry["memory"][framework]["peak_bytes"], f"batch {entry['batch']}") for entry in entries]
+        found = [entry["memory"][framework]["peak_bytes"] for entry in entries]
+        return [(value, f"{value / 1e9:.2f} GB") for value in found]
 
     shown = (
         ("seconds per image and evaluation", seconds("JAX folded"), seconds(throughput.EAGER)),
@@ -131,8 +132,8 @@ def plot(entries: list[dict]) -> str:
         series = [Series(f"JAX: {label}", "jax", jax_points), Series("PyTorch eager", "torch", torch_points)]
         parts.append(f'<g transform="translate(0 {300 * i})">{log_plot(series, groups, label=label)}</g>')
     body = "".join(parts).replace('viewBox="0 0 1080 300"', 'width="1080" height="300"')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1080 600">'
-    return f'{head}{STYLE}<rect class="paper" width="1080" height="600"/>{body}</svg>\n'
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1080 620">'
+    return f'{head}{STYLE}<rect class="paper" width="1080" height="620"/>{body}</svg>\n'
 
 
 def main(argv=None):
