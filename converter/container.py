@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.pickle_reader import ByteRange, File, Global, Instance, Interpreter, PickleError
-from jax_edm2.config import brief
+from jax_edm2.messages import brief
 
 STORAGE_TYPES = {Global("torch", "HalfStorage"): "float16", Global("torch", "FloatStorage"): "float32"}
 ITEM_SIZES = {"float16": 2, "float32": 4}

@@ -21,7 +21,8 @@ from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.pickle_reader import File, Instance, PickleError
 from jax_edm2.checkpoint import check_tree
-from jax_edm2.config import BlockSpec, ConfigError, EDM2Config, brief, listing
+from jax_edm2.config import BlockSpec, ConfigError, EDM2Config
+from jax_edm2.messages import brief, listing
 from jax_edm2.record import Encoder, Loss
 
 if TYPE_CHECKING:

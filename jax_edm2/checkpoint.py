@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2.config import EDM2Config, expected_tree, listing
+from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.files import whole_or_nothing
+from jax_edm2.messages import listing
 from jax_edm2.record import KEY, Record, RecordError, tensors_digest
 
 if TYPE_CHECKING:

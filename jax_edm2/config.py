@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-MOST_PROBLEMS = 250  # named in one message: all tensors of any published network
+from jax_edm2.messages import brief, listing
 
 
 class ConfigError(ValueError):
@@ -75,24 +74,6 @@ class EDM2Config:
     @property
     def architecture(self) -> "Architecture":
         return Architecture.of(self)
-
-
-def brief(value: Any) -> str:
-    """A short text for a value that a file may have made huge or endlessly nested: repr would build all of it."""
-    if value is None or isinstance(value, bool | int | float):
-        return repr(value)
-    if isinstance(value, str):
-        return ascii(value[:60])
-    if isinstance(value, tuple | list) and len(value) <= 8 and all(isinstance(v, int | float) for v in value):
-        return repr(value)
-    return f"a value of type {type(value).__name__}"
-
-
-def listing(problems: Sequence[str]) -> str:
-    """All problems on one line, as long as a person may want to read it."""
-    return "; ".join(problems[:MOST_PROBLEMS]) + (
-        f"; and {len(problems) - MOST_PROBLEMS:,} more" if len(problems) > MOST_PROBLEMS else ""
-    )
 
 
 def _problems(config: EDM2Config):

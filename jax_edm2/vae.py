@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_edm2.config import listing
+from jax_edm2.messages import listing
 from jax_edm2.ops import convolve
 
 NORM_EPS = 1e-6

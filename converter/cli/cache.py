@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from converter.cache import Cache, CacheError, Entry, default_cache, file_name, read_json
+from converter.cli.run import say
 
 BROKEN = 2
 _folder = click.option(
@@ -51,10 +52,10 @@ def list_(cache_dir, json_):
         click.echo(json.dumps({"folder": str(found.folder), "files": rows, "parts": parts}))
         return
     for row in rows:
-        click.echo(f"{row['bytes']:>15,}  {(row['sha256'] or 'not used yet')[:16]:16}  {row['name']}")
+        say(f"{row['bytes']:>15,}  {(row['sha256'] or 'not used yet')[:16]:16}  {row['name']}")
     for part in parts:
-        click.echo(f"{part['bytes']:>15,}  {'of ' + format(part['total'] or 0, ','):16}  {part['name']} (in part)")
-    click.echo(f"{found.folder}: {len(rows)} files, {sum(row['bytes'] for row in rows) / 1e6:,.1f} MB")
+        say(f"{part['bytes']:>15,}  {'of ' + format(part['total'] or 0, ','):16}  {part['name']} (in part)")
+    say(f"{found.folder}: {len(rows)} files, {sum(row['bytes'] for row in rows) / 1e6:,.1f} MB")
 
 
 def _part(path: Path) -> dict[str, Any]:
@@ -73,9 +74,9 @@ def verify(cache_dir):
             found = entry.check()
         except CacheError as error:
             altered += 1
-            click.echo(f"ALTERED   {error}")
+            say(f"ALTERED   {error}")
         else:
-            click.echo(f"{'ok' if entry.record else 'recorded':10}{found[:16]}  {entry.name}")
+            say(f"{'ok' if entry.record else 'recorded':10}{found[:16]}  {entry.name}")
     return BROKEN if altered else 0
 
 
@@ -100,7 +101,7 @@ def clear(cache_dir, names, all_):
         if path.exists():
             size += path.stat().st_size
             path.unlink()
-    click.echo(f"{found.folder}: {len(entries)} files and {len(parts)} parts removed, {size / 1e6:,.1f} MB")
+    say(f"{found.folder}: {len(entries)} files and {len(parts)} parts removed, {size / 1e6:,.1f} MB")
 
 
 def _files(entry: Entry) -> list[Path]:

@@ -14,7 +14,7 @@ import click
 from converter import presets
 from converter.cache import sha256 as file_sha256
 from converter.cli.cache import edm2_convert_cache
-from converter.cli.run import run
+from converter.cli.run import run, say
 from converter.cli.source import Fetching, Location, locate, options
 from converter.convert import DTYPES, checkpoint_tensors, convert, describe, tree_lines
 from converter.snapshot import Snapshot, read_snapshot
@@ -159,12 +159,13 @@ def _show(report: dict[str, Any]):
     what = f"{len(tensors)} tensors, {report['parameters'] / 1e6:.1f} M parameters, {report['bytes'] / 1e6:.1f} MB"
     if report["output"] is None:
         for line in tree_lines(tensors):
-            click.echo(line)
-        click.echo(json.dumps(record, indent=2, sort_keys=True))
-        click.echo(f"{what}; nothing written")
+            say(line)
+        for line in json.dumps(record, indent=2, sort_keys=True).splitlines():
+            say(line)
+        say(f"{what}; nothing written")
     else:
         digest = record["digest"] if report["written"] else "there already"
-        click.echo(f"{report['output']}: {what}, {record['dtype']}, {digest}")
+        say(f"{report['output']}: {what}, {record['dtype']}, {digest}")
 
 
 def _list_presets(json_: bool):
@@ -181,19 +182,18 @@ def _list_presets(json_: bool):
     if json_:
         click.echo(json.dumps({"presets": rows, "networks": {name: presets.url(name) for name in presets.NETWORKS}}))
         return
-    click.echo(f"{'preset':34}{'MB':>6}{'guidance':>9}{'FID':>6}{'FD-DINOv2':>10}  network, and its guide")
+    say(f"{'preset':34}{'MB':>6}{'guidance':>9}{'FID':>6}{'FD-DINOv2':>10}  network, and its guide")
     for row in rows:
         name = row["name"] if row["alias"] is None else f"{row['alias']}[-fid]"
         guidance = f"{row['guidance']:g}" if row["guide"] else "-"
         figures = [f"{row[key]:.2f}" if row[key] else "-" for key in ("fid", "fd_dinov2")]
         line = f"{name:34}{row['bytes'] / 1e6:6,.0f}{guidance:>9}{figures[0]:>6}{figures[1]:>10}  {row['net']}"
-        click.echo(line)
+        say(line)
         if row["guide"]:
-            click.echo(f"{'':67}{row['guide']}")
-    click.echo(
-        f"\nEvery published file can be named as well, raw snapshots too: --preset {presets.NETWORKS[0]}\n"
-        f"Files come from {presets.ROOT}"
-    )
+            say(f"{'':67}{row['guide']}")
+    say()
+    say(f"Every published file can be named as well, raw snapshots too: --preset {presets.NETWORKS[0]}")
+    say(f"Files come from {presets.ROOT}")
 
 
 def metadata(record: Record, tensors: dict[str, Tensor]) -> dict:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 from typing import NoReturn
@@ -12,6 +11,7 @@ import click
 
 from converter.errors import ConverterError, ProcessFailed
 from jax_edm2.checkpoint import CheckpointError
+from jax_edm2.messages import one_line
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -47,6 +47,11 @@ def run(command: click.Command) -> NoReturn:
         raise
 
 
+def say(line: str = "", *, err: bool = False):
+    """Print one line, whatever the names in it hold: nothing that a terminal would act on, and no end of it."""
+    click.echo(one_line(line), err=err)
+
+
 def _leave(code: int) -> NoReturn:
     """At once: JAX crashes if Python is taken down while it compiles."""
     with contextlib.suppress(OSError, AttributeError):  # closed, or none
@@ -56,12 +61,6 @@ def _leave(code: int) -> NoReturn:
 
 def _fail(name: str, message: str) -> NoReturn:
     """One line, whatever the names in it hold."""
-    line = re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], message)
     with contextlib.suppress(OSError):  # nobody listens
-        click.echo(printable(f"{name}: {line}"), err=True)
+        say(f"{name}: {message}", err=True)
     sys.exit(BAD_INPUT)
-
-
-def printable(text: str) -> str:
-    """With escapes for what is no character, as file names may have it."""
-    return text.encode(errors="backslashreplace").decode()

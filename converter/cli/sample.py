@@ -15,7 +15,7 @@ import click
 
 from converter import presets
 from converter.cli.devices import Cluster, start
-from converter.cli.run import printable, run
+from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
 from converter.cli.source import Fetching, Location, locate
 from converter.cli.source import options as source_options
@@ -204,9 +204,9 @@ def edm2_sample(
         return
     kind, there = "arrays" if latents else "pictures", report["skipped"]
     skipped = f", {there} there already" if there else ""
-    click.echo(printable(f"{outdir}: {report['written']} {kind}{skipped}, {report['seconds']:.1f} s"))
+    say(f"{outdir}: {report['written']} {kind}{skipped}, {report['seconds']:.1f} s")
     if grid:
-        click.echo(printable(str(sheet)))
+        say(str(sheet))
 
 
 def _cluster(distributed, coordinator, num_processes, process_id) -> Cluster | None:
@@ -398,7 +398,7 @@ def _run(request: _Request, generator: "Generator", folder: "Folder", about, ski
     except BaseException:
         writers.close()
         with contextlib.suppress(OSError):
-            click.echo(printable(f"{len(writers.done)} of {len(todo)} are in {folder.path}"), err=True)
+            say(f"{len(writers.done)} of {len(todo)} are in {folder.path}", err=True)
         raise
     writers.close()
     seconds = time.perf_counter() - began

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from converter.cli.devices import start
-from converter.cli.run import run
+from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
 from converter.cli.source import Fetching, locate
 from converter.cli.source import options as source_options
@@ -172,7 +172,7 @@ def edm2_verify(
     if save_truth is not None:
         with whole_or_nothing(save_truth, overwrite=force) as temporary:
             run_oracle(options, temporary)
-        click.echo(f"{save_truth}: {save_truth.stat().st_size / 1e6:.1f} MB; use it with --truth {save_truth}")
+        say(f"{save_truth}: {save_truth.stat().st_size / 1e6:.1f} MB; use it with --truth {save_truth}")
         return 0
     _start_jax(options)
     with _stages() as stage:
@@ -219,7 +219,7 @@ def _show_embedded(path: Path):
     """Say what will be executed before it is."""
     with read_snapshot(path) as snapshot:
         lines = snapshot.source.count("\n")
-        click.echo(f"executing the source inside {path}: {lines} lines, {snapshot.source_hash}", err=True)
+        say(f"executing the source inside {path}: {lines} lines, {snapshot.source_hash}", err=True)
 
 
 def _start_jax(options: Options):
@@ -228,7 +228,7 @@ def _start_jax(options: Options):
 
     unknown = set_xla_flags(xla_flags(options.plan.precision, options.device))
     if unknown:
-        click.echo(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
+        say(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
     start(options.device)
 
 
@@ -259,9 +259,9 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
         click.echo(json.dumps(record, sort_keys=True, allow_nan=False))
     else:
         for line in terminal(record):
-            click.echo(line)
+            say(line)
         if folder is not None:
-            click.echo(f"{folder / 'report.html'}")
+            say(f"{folder / 'report.html'}")
     return outcome.exit_code
 
 
@@ -291,8 +291,11 @@ def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
             _write(each, report / name)
         with whole_or_nothing(report / "goldens.json", overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for line in [text] if json_ else golden.terminal(outcomes, records):
-        click.echo(line)
+    if json_:
+        click.echo(text)
+    else:
+        for line in golden.terminal(outcomes, records):
+            say(line)
     return record["exit_code"]
 
 

@@ -7,13 +7,14 @@ import contextlib
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from converter import processes
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 TERMS = 32
@@ -149,9 +150,7 @@ def set_xla_flags(flags: list[str]) -> list[str]:
     for flag in flags:
         wanted = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         code = "import jax; jax.config.update('jax_platforms', 'cpu'); jax.devices()"
-        tried = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "XLA_FLAGS": wanted}, capture_output=True
-        )
+        tried = subprocess.run(processes.python(code), env=processes.environment(XLA_FLAGS=wanted), capture_output=True)
         if tried.returncode == 0:
             os.environ["XLA_FLAGS"] = wanted
         else:

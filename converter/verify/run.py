@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter import processes
 from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
@@ -94,8 +93,10 @@ class Outcome:
 def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = lambda: None):
     """Compute the truth file in a process of its own, and do something else meanwhile. Raises: ProcessFailed."""
     job = Job(str(options.snapshot), str(output), options.plan, options.reference, torch_device(options))
-    command = [sys.executable, "-m", "converter.verify.oracle"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**OPENMP, **KEEP_MEMORY, **os.environ})
+    process = subprocess.Popen(
+        processes.module("converter.verify.oracle"),
+        stdin=subprocess.PIPE, text=True, env={**OPENMP, **KEEP_MEMORY, **processes.environment()},
+    )  # fmt: skip
     try:
         process.stdin.write(job.to_json())  # type: ignore[union-attr]
         process.stdin.close()  # type: ignore[union-attr]
@@ -119,8 +120,8 @@ def torch_device(options: Options) -> str:
     if options.device == "cpu" or not Path("/dev/nvidiactl").exists():
         return "cpu"
     code = "import torch; print(torch.cuda.is_available())"
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
-    return "cuda" if seen == "True" else "cpu"
+    seen = subprocess.run(processes.python(code), env=processes.environment(), capture_output=True, text=True)
+    return "cuda" if seen.stdout.strip() == "True" else "cpu"
 
 
 def verify(options: Options, progress: Progress = lambda stage: None) -> Outcome:

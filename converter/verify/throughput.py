@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from converter import processes
 from converter.errors import ConverterError
 from converter.flops import multiply_accumulates
 from jax_edm2.config import EDM2Config
@@ -142,8 +143,8 @@ class _Worker:
     def __init__(self, job: Job):
         self._job = job
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "converter.verify.throughput"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            processes.module("converter.verify.throughput"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=processes.environment(),
         )  # fmt: skip
 
     def __enter__(self):
