@@ -5,25 +5,34 @@ layout of torch.save before version 1.6; numpy's `ndarray.__reduce__`.
 """
 
 import math
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from converter.pickle_reader import ByteRange, File, Global, Instance, Interpreter, PickleError
+from converter.pickle_reader import Budget, ByteRange, File, Global, Instance, Interpreter, PickleError
 from jax_edm2.messages import brief
 
-STORAGE_TYPES = {Global("torch", "HalfStorage"): "float16", Global("torch", "FloatStorage"): "float32"}
-ITEM_SIZES = {"float16": 2, "float32": 4}
+STORAGE_TYPES = {
+    Global("torch", "HalfStorage"): "float16",
+    Global("torch", "BFloat16Storage"): "bfloat16",
+    Global("torch", "FloatStorage"): "float32",
+    Global("torch", "DoubleStorage"): "float64",
+}
+ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LOCATION = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")  # of what a storage was; never 'meta', which has no values
 
 EASY_DICT = Global("dnnlib.util", "EasyDict")
 MODULE_DICT = Global("torch.nn.modules.container", "ModuleDict")
 NDARRAY = Global("numpy", "ndarray")
 
 LOAD_STORAGE = Global("torch.storage", "_load_from_bytes")
+REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 
 MAX_DIMENSIONS = 8
-MAX_STORAGES = 10_000  # XXL has 207
+CHANNELS_LAST = (0, 2, 3, 1)
+MAX_RANGE = 64  # of a `range` among constructor arguments
 TORCH_MAGIC, TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -38,11 +47,19 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A contiguous torch tensor: its data is a range of the file."""
+    """A torch tensor that is the whole of its storage: its data is a range of the file.
+
+    order: the axes of its shape as they lie in the file, the slowest first; (0, 1, 2, ...) is C's order.
+    """
 
     dtype: str  # numpy's name
     shape: tuple[int, ...]
     data: ByteRange
+    order: tuple[int, ...]
+
+    @property
+    def is_c_ordered(self) -> bool:
+        return self.order == tuple(range(len(self.shape)))
 
 
 @dataclass(eq=False)
@@ -74,26 +91,40 @@ class PersistentObject:
 
 def read_container(file: File) -> Any:
     """The one pickle that is the whole of `file`, as records. Raises: PickleError."""
-    loaded: set[int] = set()
+    if file.read(0, min(file.size, 2)) == b"\x80\x02":
+        raise PickleError(
+            "is written in pickle protocol 2, which keeps numbers as text: load it with NVlabs' code and "
+            "pickle.dump it again with protocol=4"
+        )
+    budget = Budget()
+    used: set[int] = set()  # what stands in the file once and torch pickles once: payloads and storages, by offset
+
+    def once(offset: int, what: str):
+        if offset in used:
+            raise PickleError(f"the tensor data at byte {offset} is {what} twice")
+        used.add(offset)
 
     def storage(file: File, payload) -> Storage:
-        """torch pickles a storage once, and what it was pickled as stands in the file once."""
-        if isinstance(payload, ByteRange):
-            if payload.offset in loaded:
-                raise PickleError(f"the tensor data at byte {payload.offset} is loaded twice")
-            if len(loaded) == MAX_STORAGES:
-                raise PickleError(f"holds more than {MAX_STORAGES} tensors")
-            loaded.add(payload.offset)
-        return _storage(file, payload)
+        if not isinstance(payload, ByteRange):
+            raise PickleError("a tensor's data is not a byte string")
+        once(payload.offset, "loaded")
+        return _storage(file, payload, budget)
+
+    def tensor(file: File, storage, *arguments) -> TensorRecord:
+        if isinstance(storage, Storage):
+            once(storage.data.offset, "made a tensor")
+        return _tensor(file, storage, *arguments)
 
     interpreter = Interpreter(
         file,
         0,
         file.size,
-        globals_=frozenset(_CALLS) | {EASY_DICT, MODULE_DICT, NDARRAY} | frozenset(STORAGE_TYPES),
-        calls={**_CALLS, LOAD_STORAGE: storage},
+        globals_=frozenset(_CALLS) | {LOAD_STORAGE, REBUILD_TENSOR, EASY_DICT, MODULE_DICT, NDARRAY, *STORAGE_TYPES},
+        calls={**_CALLS, LOAD_STORAGE: storage, REBUILD_TENSOR: tensor},
         newobj=frozenset({EASY_DICT, MODULE_DICT}),
+        dicts=frozenset({EASY_DICT}),
         builds={Instance: _build_instance, DtypeRecord: _build_dtype, ArrayRecord: _build_array},
+        budget=budget,
     )
     value = interpreter.run()
     if interpreter.position != file.size:
@@ -134,19 +165,26 @@ def _empty_dict(_file: File) -> dict:
     return {}
 
 
-def _set(_file: File, items) -> frozenset:
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise PickleError("a set of something other than text")
-    return frozenset(items)
+def _empty_set(_file: File, items) -> frozenset:
+    if items != []:
+        raise PickleError("a set that is not empty, as those of a network's modules are")
+    return frozenset()
+
+
+def _range(_file: File, start, stop, step) -> tuple[int, ...]:
+    """`range` among constructor arguments, as the numbers that it stands for."""
+    if not all(type(value) is int and abs(value) < 2**62 for value in (start, stop, step)) or not step:
+        raise PickleError("a range of something other than integers")
+    if len(numbers := range(start, stop, step)) > MAX_RANGE:
+        raise PickleError(f"a range of {len(numbers):,} numbers")
+    return tuple(numbers)
 
 
 # torch
 
 
-def _storage(file: File, payload) -> Storage:
+def _storage(file: File, payload: ByteRange, budget: Budget) -> Storage:
     """The storage of a nested torch.save stream: five pickles, a count, and the elements to the payload's end."""
-    if not isinstance(payload, ByteRange):
-        raise PickleError("a tensor's data is not a byte string")
     position, end = payload.offset, payload.offset + payload.length
 
     def fail(what):
@@ -154,7 +192,7 @@ def _storage(file: File, payload) -> Storage:
 
     def unpickle(**allowed):
         nonlocal position
-        interpreter = Interpreter(file, position, end, window=512, max_opcodes=200, **allowed)
+        interpreter = Interpreter(file, position, end, budget=budget, protocols=(2,), window=512, **allowed)
         try:
             value = interpreter.run()
         except PickleError as error:
@@ -180,6 +218,8 @@ def _storage(file: File, payload) -> Storage:
         fail("has no known storage type")
     if not isinstance(key, str) or not isinstance(location, str) or not _is_count(numel) or view is not None:
         fail("has a malformed storage description")
+    if not LOCATION.fullmatch(location):
+        fail(f"was on the device {brief(location)}, which keeps no values or is unknown")
     if unpickle() != [key]:
         fail("lists other storages than its own")
     if end - position < 8:
@@ -203,12 +243,20 @@ def _tensor(_file: File, storage, offset, shape, stride, requires_grad, hooks, *
         raise PickleError(
             f"a tensor of shape {list(shape)} is not the whole of its storage of {storage.numel} elements"
         )
+    for order in (tuple(range(len(shape))), CHANNELS_LAST):
+        if len(order) == len(shape) and _is_dense(shape, stride, order):
+            return TensorRecord(storage.dtype, shape, storage.data, order)
+    raise PickleError(f"a tensor of shape {list(shape)} is not contiguous (stride {list(stride)})")
+
+
+def _is_dense(shape, stride, order) -> bool:
+    """Do elements lie side by side when axes are walked in `order`, the last the fastest?"""
     step = 1
-    for length, jump in zip(reversed(shape), reversed(stride), strict=True):
-        if length != 1 and jump != step:
-            raise PickleError(f"a tensor of shape {list(shape)} is not contiguous (stride {list(stride)})")
-        step *= length
-    return TensorRecord(storage.dtype, shape, storage.data)
+    for axis in reversed(order):
+        if shape[axis] != 1 and stride[axis] != step:
+            return False
+        step *= shape[axis]
+    return True
 
 
 def _parameter(_file: File, tensor, requires_grad, hooks) -> TensorRecord:
@@ -221,8 +269,10 @@ def _parameter(_file: File, tensor, requires_grad, hooks) -> TensorRecord:
 
 
 def _dtype(_file: File, code, align, copy) -> DtypeRecord:
-    if not isinstance(code, str) or code not in ("f2", "f4", "f8", "i4", "i8", "u1"):
-        raise PickleError(f"a numpy array has the unsupported dtype {brief(code)}")
+    if not isinstance(code, str) or code not in _CODES:
+        raise PickleError(f"a numpy array or number has the unsupported dtype {brief(code)}")
+    if align is not False or copy is not True:
+        raise PickleError("a numpy dtype is made in an unknown way")
     return DtypeRecord(code)
 
 
@@ -241,8 +291,21 @@ def _new_array(_file: File, cls, shape, kind) -> ArrayRecord:
 def _build_array(array: ArrayRecord, state):
     if array.data is not None or not isinstance(state, tuple) or len(state) != 5:
         raise PickleError("a numpy array has a malformed state")
-    _, array.shape, array.dtype, fortran, array.data = state
+    version, array.shape, array.dtype, fortran, array.data = state
+    if version != 1:
+        raise PickleError("a numpy array has a malformed state")
     _check_array(array, "F" if fortran is not False else "C")
+
+
+def _scalar(file: File, dtype, data) -> int | float | bool:
+    """A numpy number, which NVlabs' code computes with as with Python's of the same value."""
+    if not isinstance(dtype, DtypeRecord) or dtype.order == "=" or not isinstance(data, ByteRange):
+        raise PickleError("a numpy number has a malformed dtype or data")
+    if dtype.code == "f2":
+        raise PickleError("a numpy number is a float16, with which NVlabs' code would compute in float16")
+    if data.length != int(dtype.code[1:]):
+        raise PickleError(f"a numpy number of dtype {dtype.code} does not fit its {data.length} bytes")
+    return struct.unpack(f"<{_CODES[dtype.code]}", file.read(data.offset, data.length))[0]
 
 
 def _array_from_buffer(_file: File, data, dtype, shape, order) -> ArrayRecord:
@@ -260,16 +323,20 @@ def _check_array(array: ArrayRecord, order):
         raise PickleError(f"a numpy array of shape {list(array.shape)} does not fit its {array.data.length} bytes")
 
 
+# numpy's kinds and sizes, in the letters of `struct`.
+_CODES = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}
+
 _CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     Global("collections", "OrderedDict"): _empty_dict,
-    Global("builtins", "set"): _set,
+    Global("builtins", "set"): _empty_set,
+    Global("builtins", "range"): _range,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
-    Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    LOAD_STORAGE: _storage,
     Global("numpy", "dtype"): _dtype,
     Global("numpy._core.multiarray", "_reconstruct"): _new_array,
     Global("numpy.core.multiarray", "_reconstruct"): _new_array,
+    Global("numpy._core.multiarray", "scalar"): _scalar,
+    Global("numpy.core.multiarray", "scalar"): _scalar,
     Global("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
     Global("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
 }

@@ -13,9 +13,9 @@ from typing import Any
 
 from converter.errors import ConverterError
 
-# Far above what snapshots hold (XXL: 60,000 opcodes, 1 MB of text), low enough to bound time and memory.
-MAX_OPCODES = 1_000_000
-MAX_TEXT = 64 * 2**20
+# Far above what snapshots hold (XXL: 70,000 opcodes, 0.2 MB of text), low enough to bound time and memory.
+MAX_STEPS = 400_000
+MAX_TEXT = 8 * 2**20
 MAX_LONG = 64
 
 
@@ -45,6 +45,25 @@ class ByteRange:
 
     offset: int
     length: int
+
+
+class Budget:
+    """What one file may make a reader build, whatever builds it: an opcode is a step, and so is an item copied."""
+
+    def __init__(self, steps: int = MAX_STEPS, text: int = MAX_TEXT):
+        self.steps, self.text = steps, text
+
+    def step(self, count: int = 1):
+        """Raises: PickleError."""
+        self.steps -= count
+        if self.steps < 0:
+            raise PickleError(f"holds more than {MAX_STEPS:,} opcodes and items; snapshots are far smaller")
+
+    def read(self, length: int):
+        """Raises: PickleError."""
+        self.text -= length
+        if self.text < 0:
+            raise PickleError(f"holds more than {MAX_TEXT:,} bytes of text; snapshots are far smaller")
 
 
 @dataclass(eq=False)
@@ -89,9 +108,12 @@ class Interpreter:
 
     calls: what REDUCE may call, by global; each gets the interpreter's file and the arguments.
     builds: what BUILD may fill in, by type of record.
-    newobj: globals that NEWOBJ may instantiate.
+    newobj: globals that NEWOBJ may instantiate; dicts: those of them whose instances SETITEM may fill.
     persistent: what BINPERSID does; None refuses it.
-    window: how many bytes are read at a time. max_opcodes: how many are run before it is refused.
+    protocols: those that are read. window: how many bytes are read at a time.
+
+    What has once been fetched from the memo is never changed again: whoever holds it has seen all of it. (Python's
+    own unpickler shares what is changed later with some holders and not with others.)
     """
 
     def __init__(
@@ -103,25 +125,28 @@ class Interpreter:
         globals_: frozenset[Global] = frozenset(),
         calls: dict[Global, Callable] | None = None,
         newobj: frozenset[Global] = frozenset(),
+        dicts: frozenset[Global] = frozenset(),
         builds: dict[type, Callable] | None = None,
         persistent: Callable | None = None,
+        budget: Budget | None = None,
+        protocols: tuple[int, ...] = (3, 4, 5),
         window: int = 64 * 1024,
-        max_opcodes: int = MAX_OPCODES,
     ):
         self.file = file
         self.position = offset
         self.end = end
         self.globals = {(g.module, g.name): g for g in globals_}
         self.calls = calls or {}
-        self.newobj = newobj
+        self.newobj, self.dicts = newobj, dicts
         self.builds = builds or {}
         self.persistent = persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.text = 0
+        self.shared: dict[int, Any] = {}  # by identity: containers and records that were fetched from the memo
+        self.budget = budget or Budget()
+        self.protocols = protocols
         self.frame_end: int | None = None
         self.window_size = window
-        self.max_opcodes = max_opcodes
         self.window, self.window_start, self.window_end = b"", offset, offset
 
     # Reading
@@ -171,9 +196,7 @@ class Interpreter:
         return self.decode(text)
 
     def string(self, length: int) -> str:
-        self.text += length
-        if self.text > MAX_TEXT:
-            raise PickleError(f"holds more than {MAX_TEXT} bytes of text")
+        self.budget.read(length)
         return self.decode(self.take(length))
 
     def decode(self, text: bytes) -> str:
@@ -195,7 +218,12 @@ class Interpreter:
     def top(self, kind, what: str):
         if not self.stack or not isinstance(self.stack[-1], kind):
             raise PickleError(f"{what} is applied to something else")
+        self.check_unshared(self.stack[-1], what)
         return self.stack[-1]
+
+    def check_unshared(self, value, what: str):
+        if id(value) in self.shared:
+            raise PickleError(f"{what} changes something after it was built and used")
 
     def pop_to_mark(self) -> list:
         for i in range(len(self.stack) - 1, -1, -1):
@@ -209,10 +237,13 @@ class Interpreter:
 
     def run(self):
         """The pickle's value. `position` is then the byte after it. Raises: PickleError."""
-        for count in range(self.max_opcodes):
-            start = self.position
-            code = self.byte()
+        first = start = self.position
+        code = -1
+        while True:
             try:
+                start = self.position
+                self.budget.step()
+                code = self.byte()
                 if code == _STOP:
                     value = self.pop()
                     if self.stack:
@@ -221,14 +252,14 @@ class Interpreter:
                 operation = _OPERATIONS.get(code)
                 if operation is None:
                     raise PickleError(f"opcode {_name(code)} has no place in a snapshot")
-                if code == _PROTO and count:
+                if code == _PROTO and start != first:
                     raise PickleError("PROTO is not the first opcode")
                 operation(self)
             except PickleError as error:
-                located = PickleError(f"{error} ({self.place()}opcode {_name(code)} at byte {start})")
+                opcode = f"opcode {_name(code)}" if self.position > start else "the opcode"
+                located = PickleError(f"{error} ({self.place()}{opcode} at byte {start})")
                 located.texts = frozenset(value for value in self.memo.values() if isinstance(value, str))
                 raise located from None
-        raise PickleError(f"holds more than {self.max_opcodes} opcodes")
 
     def place(self) -> str:
         """Where in the object it is: the keys that wait for their values, in every dictionary that is being filled."""
@@ -245,7 +276,7 @@ class Interpreter:
 
     def proto(self):
         protocol = self.byte()
-        if protocol not in (2, 3, 4, 5):
+        if protocol not in self.protocols:
             raise PickleError(f"pickle protocol {protocol} is not supported")
 
     def frame(self):
@@ -264,7 +295,10 @@ class Interpreter:
     def get(self, key: int):
         if key not in self.memo:
             raise PickleError(f"memo entry {key} is not set")
-        self.push(self.memo[key])
+        value = self.memo[key]
+        if isinstance(value, dict | list | Instance) or type(value) in self.builds:
+            self.shared[id(value)] = value
+        self.push(value)
 
     def global_(self, module, name):
         if not isinstance(module, str) or not isinstance(name, str):
@@ -289,11 +323,11 @@ class Interpreter:
             raise PickleError("an odd number of keys and values")
         target = self.top((dict, Instance), "SETITEM")
         if isinstance(target, Instance):
+            if target.cls not in self.dicts:
+                raise PickleError(f"SETITEM is applied to {target.cls}")
             if target.state is None:
                 target.state = {}
             target = target.state
-            if not isinstance(target, dict):
-                raise PickleError("SETITEM is applied to something else")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
                 raise PickleError(f"a dictionary has a key of type {type(key).__name__}; snapshots have text only")
@@ -322,6 +356,7 @@ class Interpreter:
         fill = self.builds.get(type(target))
         if fill is None:
             raise PickleError(f"BUILD is applied to {_describe(target)}")
+        self.check_unshared(target, "BUILD")
         fill(target, state)
 
     def persistent_id(self):

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Set
@@ -11,24 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from converter.container import (
-    ArrayRecord,
-    PersistentObject,
-    TensorRecord,
-    read_container,
-)
+from converter.container import EASY_DICT, ArrayRecord, PersistentObject, TensorRecord, read_container
 from converter.errors import ConverterError
-from converter.names import jax_path, torch_name
+from converter.modules import read_network
 from converter.pickle_reader import File, Instance, PickleError
-from jax_edm2.checkpoint import check_tree
-from jax_edm2.config import BlockSpec, ConfigError, EDM2Config
-from jax_edm2.messages import brief, listing
+from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.messages import brief
 from jax_edm2.record import Encoder, Loss
 
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = 6  # of NVlabs' torch_utils.persistence
 CHUNK = 2**20  # bytes of a tensor read at a time: stays in the processor's cache
 
 # Classes of NVIDIA's other generators that use the same container.
@@ -65,7 +57,10 @@ class Snapshot:
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The little-endian bytes of a tensor, at most CHUNK at a time, each valid until the next is asked for."""
-        data, size = self.tensors[name].data, CHUNK
+        record, data, size = self.tensors[name], self.tensors[name].data, CHUNK
+        if not record.is_c_ordered:
+            yield self.read(name).reshape(-1).view("uint8").data
+            return
         buffer = memoryview(bytearray(min(size, data.length)))
         for done in range(0, data.length, size):
             part = buffer[: data.length - done]
@@ -76,12 +71,18 @@ class Snapshot:
             yield part
 
     def read(self, name: str) -> "np.ndarray":
-        """A tensor as a new array."""
+        """A tensor as a new array, C-ordered."""
+        import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
         import numpy as np
 
         record = self.tensors[name]
-        data = self.file.read(record.data.offset, record.data.length)
-        return np.frombuffer(bytearray(data), record.dtype).reshape(record.shape)
+        try:
+            data = self.file.read(record.data.offset, record.data.length)
+        except PickleError as error:
+            raise SnapshotError(f"{self.path}: {error}") from None
+        array = np.frombuffer(bytearray(data), record.dtype)
+        stored = array.reshape([record.shape[axis] for axis in record.order])
+        return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
 
     def close(self):
         os.close(self.file.descriptor)
@@ -141,8 +142,8 @@ def _check_beginning(file: File):
 
 
 def _interpret(path: Path, file: File, top: Any) -> Snapshot:
-    top = top.state if isinstance(top, Instance) else top
-    if not isinstance(top, dict):
+    top = _dict(top)
+    if top is None:
         raise PickleError("is a pickle, but not of a network snapshot: it holds no dictionary")
     if "ema" not in top:
         kind = "a StyleGAN snapshot, not EDM2" if "G_ema" in top else "no EDM2 snapshot"
@@ -154,15 +155,16 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
         raise PickleError(other)
     init_kwargs = _init_kwargs(net)
     config = _config(init_kwargs)
-    tensors, modules = _walk(net)
-    problems = check_tree(config, {jax_path(name): record.shape for name, record in tensors.items()}, torch_name)
-    problems += _check_attributes(config, modules)
-    if len({jax_path(name) for name in tensors}) < len(tensors):
-        problems.append("! two tensors have the same path in the JAX tree")
-    if problems:
-        raise PickleError(f"its network is not what its constructor arguments say: {listing(problems)}")
+    tensors = read_network(net, config)
     encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
     return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
+
+
+def _dict(value: Any) -> dict[str, Any] | None:
+    """A dictionary, plain or EasyDict."""
+    if isinstance(value, Instance):
+        return (value.state or {}) if value.cls == EASY_DICT else None
+    return value if isinstance(value, dict) else None
 
 
 def _other_network(names: Set[str]) -> str | None:
@@ -178,8 +180,7 @@ _POSITIONAL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma
 
 
 def _init_kwargs(net: PersistentObject) -> dict[str, Any]:
-    args, kwargs = net.state.get("_init_args"), net.state.get("_init_kwargs")
-    kwargs = kwargs.state or {} if isinstance(kwargs, Instance) else kwargs
+    args, kwargs = net.state.get("_init_args"), _dict(net.state.get("_init_kwargs"))
     if net.class_name != "Precond" or not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise PickleError(f"its network is of class {brief(net.class_name)}, without constructor arguments; not EDM2")
     positional = dict(zip(_POSITIONAL, args, strict=False))
@@ -199,76 +200,6 @@ def _config(kwargs: dict[str, Any]) -> EDM2Config:
         return EDM2Config(**kwargs)
     except ConfigError as error:
         raise PickleError(f"its network's configuration is impossible: {error}") from None
-
-
-def _walk(net: PersistentObject) -> tuple[dict[str, TensorRecord], dict[str, dict[str, Any]]]:
-    """All tensors and the state of every module, by NVlabs' name."""
-    tensors: dict[str, TensorRecord] = {}
-    modules: dict[str, dict[str, Any]] = {}
-    seen: set[int] = set()
-
-    def visit(name: str, module: Any, depth: int):
-        if isinstance(module, PersistentObject) and module.version != VERSION:
-            raise PickleError(
-                f"{name or 'the network'} was saved by persistence version {brief(module.version)}, not 6"
-            )
-        state = module.state if isinstance(module, PersistentObject | Instance) else None
-        if not isinstance(state, dict) or id(module) in seen or depth > 8:
-            raise PickleError(f"{name or 'the network'} is no module, or appears twice")
-        seen.add(id(module))
-        modules[name] = state
-        for kind in ("_parameters", "_buffers", "_modules"):
-            entries = state.get(kind)
-            if not isinstance(entries, dict):
-                raise PickleError(f"{name or 'the network'} has no {kind}")
-            for key, value in entries.items():
-                if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", key):
-                    raise PickleError(f"{name or 'the network'} has an entry with the impossible name {key!a:.60}")
-                child = f"{name}.{key}" if name else key
-                if value is None:
-                    continue
-                if kind == "_modules":
-                    visit(child, value, depth + 1)
-                elif isinstance(value, TensorRecord):
-                    tensors[child] = value
-                else:
-                    raise PickleError(f"{child} is no tensor")
-        for key, value in state.items():
-            if "_hooks" in key and value:
-                raise PickleError(f"{name or 'the network'} has hooks ({key}), which would run code")
-
-    visit("", net, 0)
-    return tensors, modules
-
-
-def _check_attributes(config: EDM2Config, modules: dict[str, dict[str, Any]]) -> list[str]:
-    """Where a module's attributes, which NVlabs' code computes with, differ from the configuration."""
-    expected: dict[str, dict[str, Any]] = {
-        "": {name: getattr(config, name) for name in ("img_resolution", "img_channels", "label_dim", "sigma_data")},
-        "unet": {name: getattr(config, name) for name in ("label_balance", "concat_balance")},
-    }
-    architecture = config.architecture
-    for spec in architecture.encoder + architecture.decoder:
-        expected[f"unet.{spec.flavor}.{spec.name}"] = _block_attributes(config, spec)
-    problems = []
-    for module, attributes in expected.items():
-        for name, value in attributes.items():
-            found = modules.get(module, {}).get(name, value)
-            found = tuple(found) if isinstance(found, list) else found
-            if type(found) not in (int, float, str, tuple, bool, type(None)) or found != value:
-                where = f"{module}.{name}".lstrip(".")
-                problems.append(f"! {where} is {brief(found)}, should be {value!r}")
-    return problems
-
-
-def _block_attributes(config: EDM2Config, spec: BlockSpec) -> dict[str, Any]:
-    shared = ("resample_filter", "res_balance", "attn_balance", "clip_act")
-    return {name: getattr(config, name) for name in shared} | {
-        "flavor": spec.flavor,
-        "resample_mode": spec.resample,
-        "num_heads": spec.num_heads,
-        "out_channels": spec.out_channels,
-    }
 
 
 # Beside the network

@@ -114,12 +114,24 @@ def _problems(config: EDM2Config):
     if config.img_resolution % halvings:
         levels = len(config.channel_mult)
         yield f"img_resolution must be a multiple of {halvings} for {levels} levels, not {config.img_resolution}"
+    if (blocks := len(config.channel_mult) * (2 * config.num_blocks + 2)) > MOST_BLOCKS:
+        yield f"num_blocks and channel_mult make {blocks:,} blocks; at most {MOST_BLOCKS:,} are supported"
+        return
     architecture = config.architecture
     for block in architecture.encoder + architecture.decoder:
         if block.num_heads and block.out_channels % block.num_heads:
             yield f"{block.out_channels} channels of {block.name} do not divide into {block.num_heads} attention heads"
             return
+    # No tensor has the resolution in its shape: a file of a few bytes could ask for an image of any size.
+    activations = config.img_resolution**2 * max(config.widths[0], config.img_channels)
+    if activations > PLAIN_SIZE:
+        parameters = sum(math.prod(shape) for shape in expected_tree(config).values())
+        if activations > 64 * parameters:
+            yield f"img_resolution {config.img_resolution} is too large for a network of {parameters:,} parameters"
 
+
+MOST_BLOCKS = 1000  # published networks have 36
+PLAIN_SIZE = 2**20  # values in an image's activations, of which nobody asks what justifies them
 
 _LIMIT = 2**20  # far above any network that fits a machine; keeps products small
 _OPTIONAL = {"channel_mult_noise", "channel_mult_emb", "clip_act"}
@@ -136,13 +148,14 @@ _INTEGERS = {
 }
 _MOST = {"num_blocks": 1000}
 _INTEGER_TUPLES = {"channel_mult": 1, "attn_resolutions": 0}
+_BALANCE = (-1000, 1000)  # the papers' are 0 to 1; beyond them one side is subtracted
 _FLOATS = {
     "sigma_data": (1e-6, 1e6),
-    "label_balance": (0, 1),
-    "concat_balance": (0, 1),
+    "label_balance": _BALANCE,
+    "concat_balance": _BALANCE,
     "dropout": (0, 1),
-    "res_balance": (0, 1),
-    "attn_balance": (0, 1),
+    "res_balance": _BALANCE,
+    "attn_balance": _BALANCE,
     "clip_act": (1e-6, math.inf),
 }
 

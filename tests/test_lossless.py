@@ -21,7 +21,12 @@ from torch_ref.encoders import StabilityVAEEncoder
 from torch_ref.network import Precond
 from torch_ref.snapshot import write_snapshot
 
-BITS = {torch.float16: torch.int16, torch.float32: torch.int32}
+BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 def random_bits(net, seed):
@@ -53,14 +58,19 @@ def small_chunks(monkeypatch):
     dtype=st.sampled_from(list(BITS)),
     protocol=st.sampled_from([3, 4, 5]),
     ordered=st.booleans(),
+    channels_last=st.booleans(),
     vae=st.booleans(),
 )
-def test_every_tensor_is_equal_bit_for_bit(tmp_path_factory, kwargs, seed, dtype, protocol, ordered, vae):
+def test_every_tensor_is_equal_bit_for_bit(
+    tmp_path_factory, kwargs, seed, dtype, protocol, ordered, channels_last, vae
+):
     folder = tmp_path_factory.mktemp("lossless")
     net = Precond(**kwargs).to(dtype)
     random_bits(net, seed)
     if ordered:
         with_ordered_dicts(net)
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
     encoder = StabilityVAEEncoder() if vae else None
     write_snapshot(folder / "net.pkl", net, encoder=encoder, dtype=dtype, protocol=protocol)
     with read_snapshot(folder / "net.pkl") as snapshot:
