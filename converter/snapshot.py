@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import math
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Set
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from converter.container import EASY_DICT, ArrayRecord, PersistentObject, TensorRecord, read_container
 from converter.errors import ConverterError
-from converter.modules import read_network
+from converter.modules import ARGUMENTS, VERSION, read_network
 from converter.pickle_reader import File, Instance, PickleError
 from jax_edm2.config import ConfigError, EDM2Config
 from jax_edm2.messages import brief
@@ -21,6 +23,7 @@ from jax_edm2.record import Encoder, Loss
 if TYPE_CHECKING:
     import numpy as np
 
+RGB, VAE = "StandardRGBEncoder", "StabilityVAEEncoder"
 CHUNK = 2**20  # bytes of a tensor read at a time: stays in the processor's cache
 
 # Classes of NVIDIA's other generators that use the same container.
@@ -206,30 +209,50 @@ def _config(kwargs: dict[str, Any]) -> EDM2Config:
 
 
 def _encoder(file: File, encoder: Any) -> Encoder | None:
-    if not isinstance(encoder, PersistentObject):
+    """The encoder's record. Classes that NVlabs does not have are named, and are for others to understand."""
+    if encoder is None:
         return None
-    vae = encoder.state.get("vae_name")
-    scale, bias = (_floats(file, encoder.state.get(name)) for name in ("scale", "bias"))
-    return Encoder(encoder.class_name, scale, bias, vae if isinstance(vae, str) else None)
+    _check_object(encoder, "encoder")
+    state = encoder.state
+    if encoder.class_name == VAE:
+        odd = state.keys() - {"vae_name", "scale", "bias", "batch_size", "_vae", *ARGUMENTS}
+        if odd or state.get("_vae") is not None or not isinstance(state.get("vae_name"), str):
+            raise PickleError(f"its encoder has {_few(odd or ['_vae'])}, or no vae_name: not NVlabs' {VAE}")
+        scale, bias = (_floats(file, state.get(name), name) for name in ("scale", "bias"))
+        return Encoder(VAE, scale, bias, state["vae_name"])
+    if encoder.class_name == RGB and (odd := state.keys() - {*ARGUMENTS}):
+        raise PickleError(f"its encoder has {_few(odd)}, which would hide what NVlabs' {RGB} has of that name")
+    return Encoder(encoder.class_name)
 
 
-def _floats(file: File, array: Any) -> tuple[float, ...] | None:
-    if not isinstance(array, ArrayRecord) or array.dtype is None or array.data is None:
-        return None
-    kind = {"f2": "e", "f4": "f", "f8": "d"}.get(array.dtype.code)
-    if kind is None or array.data.length > 4096:
-        raise PickleError("its encoder has a scale or bias that is no short list of numbers")
+def _check_object(value: Any, what: str):
+    if not isinstance(value, PersistentObject) or "_modules" in value.state:
+        raise PickleError(f"its {what} is {brief(value)}, no {what}")
+    if not re.fullmatch(r"[A-Za-z_]\w{0,63}", value.class_name, re.ASCII) or value.version != VERSION:
+        raise PickleError(f"its {what} is of class {brief(value.class_name)}, version {brief(value.version)}")
+
+
+def _floats(file: File, array: Any, name: str) -> tuple[float, ...]:
+    """The numbers of an encoder's array, which NVlabs' code spreads over the channels."""
+    kind = array.dtype and {"f4": "f", "f8": "d"}.get(array.dtype.code) if isinstance(array, ArrayRecord) else None
+    if kind is None or array.data is None or not 0 < array.data.length <= 4096:
+        raise PickleError(f"its encoder's {name} is no short array of numbers")
     data = file.read(array.data.offset, array.data.length)
-    return tuple(value for (value,) in struct.iter_unpack(f"<{kind}", data))
+    values = tuple(value for (value,) in struct.iter_unpack(f"<{kind}", data))
+    if not all(map(math.isfinite, values)):
+        raise PickleError(f"its encoder's {name} is not finite")
+    return values
 
 
 def _loss(loss: Any) -> Loss | None:
-    if not isinstance(loss, PersistentObject) or loss.class_name != "EDM2Loss":
+    if loss is None or not isinstance(loss, PersistentObject) or loss.class_name != "EDM2Loss":
         return None
-    values = [loss.state.get(name) for name in ("P_mean", "P_std", "sigma_data")]
-    if not all(isinstance(value, int | float) for value in values):
-        return None
-    return Loss(*map(float, values))  # type: ignore[arg-type]
+    names = ("P_mean", "P_std", "sigma_data")
+    values = [loss.state.get(name) for name in names]
+    numbers = [float(v) for v in values if isinstance(v, int | float) and type(v) is not bool and abs(v) < 1e9]
+    if len(numbers) != len(names) or loss.state.keys() - {*names, *ARGUMENTS}:
+        raise PickleError(f"its loss_fn has other entries than {_few(names)}, or they are no numbers")
+    return Loss(*numbers)
 
 
 def _few(names) -> str:
