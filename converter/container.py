@@ -136,6 +136,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, ByteRange) and not value.mutable
+
+
 def _is_shape(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(_is_count, value))
 
@@ -173,7 +177,7 @@ def _empty_set(_file: File, items) -> frozenset:
 
 def _range(_file: File, start, stop, step) -> tuple[int, ...]:
     """`range` among constructor arguments, as the numbers that it stands for."""
-    if not all(type(value) is int and abs(value) < 2**62 for value in (start, stop, step)) or not step:
+    if not all(type(value) is int and abs(value) < 2**31 for value in (start, stop, step)) or not step:
         raise PickleError("a range of something other than integers")
     if len(numbers := range(start, stop, step)) > MAX_RANGE:
         raise PickleError(f"a range of {len(numbers):,} numbers")
@@ -283,7 +287,7 @@ def _build_dtype(dtype: DtypeRecord, state):
 
 
 def _new_array(_file: File, cls, shape, kind) -> ArrayRecord:
-    if cls != NDARRAY or shape != (0,) or not isinstance(kind, ByteRange):
+    if cls != NDARRAY or shape != (0,) or not _is_bytes(kind):
         raise PickleError("a numpy array is constructed in an unknown way")
     return ArrayRecord()
 
@@ -292,14 +296,14 @@ def _build_array(array: ArrayRecord, state):
     if array.data is not None or not isinstance(state, tuple) or len(state) != 5:
         raise PickleError("a numpy array has a malformed state")
     version, array.shape, array.dtype, fortran, array.data = state
-    if version != 1:
+    if version != 1 or type(fortran) is not bool or not _is_bytes(array.data):
         raise PickleError("a numpy array has a malformed state")
-    _check_array(array, "F" if fortran is not False else "C")
+    _check_array(array, "F" if fortran else "C")
 
 
 def _scalar(file: File, dtype, data) -> int | float | bool:
     """A numpy number, which NVlabs' code computes with as with Python's of the same value."""
-    if not isinstance(dtype, DtypeRecord) or dtype.order == "=" or not isinstance(data, ByteRange):
+    if not isinstance(dtype, DtypeRecord) or dtype.order == "=" or not _is_bytes(data):
         raise PickleError("a numpy number has a malformed dtype or data")
     if dtype.code == "f2":
         raise PickleError("a numpy number is a float16, with which NVlabs' code would compute in float16")

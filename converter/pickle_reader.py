@@ -41,10 +41,11 @@ class Global:
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes that stay in the file."""
+    """Bytes that stay in the file, or, if mutable, a bytearray: not everything in Python takes one for the other."""
 
     offset: int
     length: int
+    mutable: bool = False
 
 
 class Budget:
@@ -165,7 +166,7 @@ class Interpreter:
         offset = start - self.window_start
         return self.window[offset : offset + length]
 
-    def skip(self, length: int) -> ByteRange:
+    def skip(self, length: int, mutable: bool = False) -> ByteRange:
         """The next `length` bytes, left in the file."""
         start = self.position
         self.position = stop = start + length
@@ -173,7 +174,7 @@ class Interpreter:
             self.leave_frame(start)
         if stop > self.end:
             raise PickleError(f"breaks off at byte {self.end}: {length} bytes should follow byte {start}; {_AGAIN}")
-        return ByteRange(start, length)
+        return ByteRange(start, length, mutable)
 
     def leave_frame(self, position: int):
         if position != self.frame_end:
@@ -290,6 +291,8 @@ class Interpreter:
     def put(self, key: int):
         if not self.stack or self.stack[-1] is _MARK:
             raise PickleError("there is nothing to memoise")
+        if key > MAX_STEPS:  # Python's own unpickler would allocate all entries below
+            raise PickleError(f"memo entry {key:,} is beyond any that is needed")
         self.memo[key] = self.stack[-1]
 
     def get(self, key: int):
@@ -420,7 +423,7 @@ _TABLE: dict[int, tuple[str, Callable[[Interpreter], Any]]] = {
     ord("C"): ("SHORT_BINBYTES", lambda vm: vm.push(vm.skip(vm.byte()))),
     ord("B"): ("BINBYTES", lambda vm: vm.push(vm.skip(vm.integer(4)))),
     0x8E: ("BINBYTES8", lambda vm: vm.push(vm.skip(vm.integer(8)))),
-    0x96: ("BYTEARRAY8", lambda vm: vm.push(vm.skip(vm.integer(8)))),
+    0x96: ("BYTEARRAY8", lambda vm: vm.push(vm.skip(vm.integer(8), mutable=True))),
 }
 _OPERATIONS = {code: operation for code, (_, operation) in _TABLE.items()}
 # The opcodes that are refused, so that errors can name them.

@@ -1,4 +1,5 @@
 """Mutants of sound snapshots: reading one ends in our error, or in its tensors, or in others, which a hash tells.
+What is read, torch's own unpickling reads alike.
 
     python -m tests.fuzz --mutants 20000        # some minutes; seeded
 
@@ -23,6 +24,7 @@ from converter.errors import ConverterError
 from converter.snapshot import read_snapshot
 from tests.hostile_pickles import CONFIG
 from tests.networks import network
+from tests.unpickled import difference
 from torch_ref.encoders import StabilityVAEEncoder
 from torch_ref.snapshot import write_snapshot
 
@@ -179,6 +181,9 @@ def fuzz(count: int, seed: int, digits: Path, report=lambda done: None) -> tuple
             except BaseException as error:
                 problems.append(f"{about} raises {error!r:.300}")
             else:
+                with read_snapshot(path) as snapshot:
+                    if wrong := difference(snapshot, data):
+                        problems.append(f"{about}: {wrong}")
                 same = tensors == base.tensors
                 outcomes[mutation.__name__, "same tensors" if same else "other tensors"] += 1
                 if not same:  # sound in itself: only a hash can tell

@@ -263,6 +263,35 @@ def replayed(_path):
     return start + b"h\x00h\x01R" * 240_000 + b"t."
 
 
+def sets(_path):
+    """Copies of one long list."""
+    texts = b"".join(b"\x8c\x04" + b"%04d" % i for i in range(9999))
+    return PROTO + b"(" + named("builtins set") + b"\x94](" + texts + b"e\x94" + b"h\x00h\x01\x85R" * 120_000 + b"t."
+
+
+def empty_tensors(_path):
+    """One empty storage, made a tensor again and again."""
+    start = (
+        b"(" + named("torch._utils _rebuild_tensor_v2") + b"q\xc8" + dumps(storage(numel=0, data=b""))[2:-1] + b"q\xc9"
+    )
+    return PROTO + start + b"h\xc8(h\xc9K\x00K\x00\x85K\x01\x85\x89}tR" * 30_000 + b"t."
+
+
+def padded_storages(_path):
+    """Storages whose little pickles memoise the same number hundreds of times."""
+    padding = b"q\x00" * 190
+    one = storage().arguments[0].replace(b"M\xe9\x03.", b"M\xe9\x03" + padding + b".")
+    assert padding in one
+    one = b"B" + struct.pack("<I", len(one)) + one
+    return (
+        PROTO + b"(" + named("torch.storage _load_from_bytes") + b"\x94" + (b"h\x00" + one + b"\x85R") * 9_999 + b"t."
+    )
+
+
+def empty_modules(_path):
+    return PROTO + b"(" + named("torch.nn.modules.container ModuleDict") + b"\x94" + b"h\x00)\x81" * 130_000 + b"t."
+
+
 def exponential(made):
     value = (1,)
     for _ in range(60):
@@ -278,7 +307,7 @@ def again(made):
 
 
 for name, data, says in (
-    ("LONG_BINPUT of 2^28", PROTO + b"Nr" + struct.pack("<I", 2**28) + b".", "holds no dictionary"),
+    ("LONG_BINPUT of 2^28", PROTO + b"Nr" + struct.pack("<I", 2**28) + b".", "memo entry 268,435,456 is beyond any"),
     ("BINBYTES8 of 2^62", PROTO + b"\x8e" + struct.pack("<Q", 2**62), "bytes should follow byte 11"),
     ("BYTEARRAY8 of 2^62", PROTO + b"\x96" + struct.pack("<Q", 2**62), "bytes should follow byte 11"),
     ("BINBYTES of 2^32 - 1", PROTO + b"B" + struct.pack("<I", 2**32 - 1), "bytes should follow byte 7"),
@@ -309,6 +338,16 @@ for name, data, says in (
     ("a module in many places", snapshot(lambda n: [n.unet._modules.update({f"m{i}": n.unet.out_conv}) for i in range(99)]), "unet.m0"),
     ("20,000 tiny tensors", many_tensors, "holds more than 400,000 opcodes and items"),
     ("one payload 240,000 times", replayed, "is loaded twice"),
+    ("120,000 sets of one list", sets, "a set that is not empty"),
+    ("30,000 tensors of one empty storage", empty_tensors, "is made a tensor twice"),
+    ("9,999 padded storages", padded_storages, "holds more than 400,000 opcodes and items"),
+    ("130,000 empty modules", empty_modules, "it holds no dictionary"),
+    ("300,000 empty sets", PROTO + b"(" + b"\x8f" * 300_000 + b"t.", "it holds no dictionary"),
+    ("a range of 2^31 numbers", snapshot(lambda n: n._init_kwargs.update(channel_mult=range(2**31 - 1))), "a range of 2,147,483,647 numbers"),
+    ("a range of more numbers than Python counts", snapshot(lambda n: n._init_kwargs.update(channel_mult=range(-(2**62), 2**62))), "a range of something other than integers"),
+    ("a picture of 2^14 pixels' width", snapshot(lambda n: n._init_kwargs.update(img_resolution=2**14)), "img_resolution 16384 is too large for a network of"),
+    ("8 MB of text in four bytes a letter", PROTO + b"(" + (b"X" + struct.pack("<I", 10**6) + "\U0001f600".encode() * 250_000) * 8 + b"t.", "it holds no dictionary"),
+    ("integers of 64 bytes", PROTO + b"(" + (b"\x8a\x40" + b"\x7f" * 64) * 300_000 + b"t.", "it holds no dictionary"),
     ("GLOBAL without an end", PROTO + b"c" + b"a" * 10**6, "longer than 256 bytes"),
     ("70 MB of text", PROTO + b"(" + (b"X" + struct.pack("<I", 10**7) + b"a" * 10**7) * 7 + b"t.", "holds more than 8,388,608 bytes of text"),
     ("a key of 1 MB", EasyDict({"x" * 10**6: 1}), "it has no entry 'ema', only"),
@@ -391,7 +430,12 @@ for name, value, says in (
     ("an array with too few bytes", array("f4", SOUND, data=bytes(7)), "does not fit its 7 bytes"),
     ("an array with a negative dimension", array("f4", SOUND, shape=(-2,)), "malformed shape"),
     ("an array in Fortran's order", array("f4", SOUND, shape=(2, 1), fortran=True), "not C-ordered"),
-    ("an array that is text", array("f4", SOUND, data="xxxxxxxx"), "malformed dtype or data"),
+    ("an array of a bytearray", array("f4", SOUND, data=Raw(b"\x96" + struct.pack("<Q", 8) + bytes(8))), "malformed state"),
+    ("an array of version 2", Built(Call("numpy.core.multiarray _reconstruct", Raw(named("numpy ndarray")), (0,), b"b"), (2, (2,), Built(Call("numpy dtype", "f4", False, True), SOUND), False, bytes(8))), "malformed state"),
+    ("a number of float16", Call("numpy.core.multiarray scalar", Built(Call("numpy dtype", "f2", False, True), SOUND), bytes(2)), "a numpy number is a float16"),
+    ("a number with too few bytes", Call("numpy._core.multiarray scalar", Built(Call("numpy dtype", "f8", False, True), SOUND), bytes(4)), "does not fit its 4 bytes"),
+    ("a number of objects", Call("numpy._core.multiarray scalar", Call("numpy dtype", "O8", False, True), bytes(8)), "unsupported dtype 'O8'"),
+    ("an array that is text", array("f4", SOUND, data="xxxxxxxx"), "malformed state"),
 ):  # fmt: skip
     add(TENSORS, name, says, snapshot(encoder=value))
 
