@@ -103,15 +103,20 @@ def read_network(net: PersistentObject, config: EDM2Config) -> dict[str, TensorR
     Raises: PickleError, which lists everything that is not as torch would need it to be for that very network.
     """
     tensors: dict[str, TensorRecord] = {}
-    problems = list(_check("", net, network(config), net.source, tensors))
+    problems = list(_check("", net, network(config), net.source, tensors, {}))
     problems += check_tree(config, {jax_path(name): record.shape for name, record in tensors.items()}, torch_name)
     if problems:
         raise PickleError(f"its network is not what its constructor arguments say: {listing(problems)}")
     return tensors
 
 
-def _check(name: str, module: Any, wanted: Module, source: str, tensors: dict[str, TensorRecord]) -> Iterator[str]:
-    """Everything about a module and those below it that is wrong; its tensors go into `tensors`."""
+def _check(
+    name: str, module: Any, wanted: Module, source: str, tensors: dict[str, TensorRecord], owners: dict[int, str]
+) -> Iterator[str]:
+    """Everything that is wrong with a module and those below it.
+
+    Its tensors go into `tensors`, and their names into `owners`, by where they lie in the file.
+    """
     here = name or "the network"
     found = _class(module)
     if found != wanted.cls:
@@ -137,8 +142,8 @@ def _check(name: str, module: Any, wanted: Module, source: str, tensors: dict[st
                 yield f"+ {where}{shape} is not part of it"
             elif not isinstance(record, TensorRecord):
                 yield f"! {where} is no tensor"
-            elif any(record.data.offset == other.data.offset for other in tensors.values()):
-                yield f"! {where} is a tensor that stands in another place too"
+            elif owners.setdefault(record.data.offset, where) != where:
+                yield f"! {where} is the tensor of {owners[record.data.offset]}"
             else:
                 tensors[where] = record
     below = state["_modules"]
@@ -151,7 +156,7 @@ def _check(name: str, module: Any, wanted: Module, source: str, tensors: dict[st
         yield f"! {here} does not run its blocks in their order: {_join(name, moved)} is not in its place"
     for key, child in expected.items():
         if key in below:  # what is missing is told by its tensors
-            yield from _check(_join(name, key), below[key], child, source, tensors)
+            yield from _check(_join(name, key), below[key], child, source, tensors, owners)
 
 
 def _class(module: Any) -> str | None:

@@ -140,6 +140,7 @@ class Interpreter:
         self.calls = calls or {}
         self.newobj, self.dicts = newobj, dicts
         self.builds = builds or {}
+        self.changeable = {dict, list, Instance, *self.builds}  # by SETITEM, APPEND and BUILD
         self.persistent = persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -239,12 +240,18 @@ class Interpreter:
     def run(self):
         """The pickle's value. `position` is then the byte after it. Raises: PickleError."""
         first = start = self.position
-        code = -1
+        code, budget = -1, self.budget
         while True:
             try:
                 start = self.position
-                self.budget.step()
-                code = self.byte()
+                budget.steps -= 1
+                if budget.steps < 0:
+                    budget.step(0)
+                if start < self.window_end and start != self.frame_end:  # most opcodes; `byte` looks further
+                    code = self.window[start - self.window_start]
+                    self.position = start + 1
+                else:
+                    code = self.byte()
                 if code == _STOP:
                     value = self.pop()
                     if self.stack:
@@ -299,7 +306,7 @@ class Interpreter:
         if key not in self.memo:
             raise PickleError(f"memo entry {key} is not set")
         value = self.memo[key]
-        if isinstance(value, dict | list | Instance) or type(value) in self.builds:
+        if type(value) in self.changeable:
             self.shared[id(value)] = value
         self.push(value)
 
