@@ -29,7 +29,7 @@ faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to ea
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
 	$(BIN)/python -m tests.verify_survey $(ARGS)
 
-hostile: $(READY)  ## 240 broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
+hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
 	$(BIN)/python -m tests.hostile $(ARGS)
 
 fuzz: $(READY)  ## 20,000 mutants of sound snapshots; 5,000 beside what torch itself would read
