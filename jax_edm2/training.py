@@ -13,7 +13,8 @@ from jax_edm2.ops import normalize
 def project_to_sphere(variables: Any) -> Any:
     """The same tree with every MPConv weight normalised over all axes but the first, gains and constants as they are.
 
-    Forced weight normalisation (Eq. 66): apply it after every optimiser step.
+    Forced weight normalisation (Eq. 66): what every training step begins with, the first one too. The gradient is taken
+    there, the optimiser changes the normalised weights, and `update_average` takes what it leaves, unnormalised.
     """
 
     def project(path, value):
@@ -36,6 +37,9 @@ def denoising_loss(
     images [N, C, H, W] with standard deviation sigma_data; sigma [N], noise standard deviations, > 0, drawn as
     ln(sigma) ~ N(P_mean, P_std) in training; noise [N, C, H, W] of unit variance; class_labels [N, label_dim] or None.
     apply_kwargs: for `net.apply`: train=True, rngs={"dropout": key}.
+
+    A training step, in NVlabs' order: `project_to_sphere`, the gradient of this, summed and divided by the batch size,
+    the optimiser, and `update_average` of the weights as they are then; the README has it in code.
     """
     sigma, sigma_data = sigma.reshape(-1, 1, 1, 1), net.config.sigma_data
     noisy = images + sigma * noise
