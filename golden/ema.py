@@ -1,7 +1,7 @@
 """Records EMA exponents, averages and post-hoc coefficients: golden/ema.json, worked out by other ways than jax_edm2's.
 
     python -m golden.ema            # print them, and write the file
-    python -m golden.ema --check    # how far jax_edm2.training is from the record
+    python -m golden.ema --check    # how far jax_edm2.ema is from the record
 
 Exponents come from bisection of the definition of a profile's relative standard deviation, inner products from
 numerical integration of the profiles (scipy), where jax_edm2 has closed forms; averages are weighted sums over the
@@ -67,7 +67,7 @@ def record():
 
 def distance(found):
     """The largest errors of what jax_edm2 computes: exponents (relative), averages and coefficients."""
-    from jax_edm2.training import posthoc_coefficients, power_function_exponent, update_average
+    from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
 
     exponents = [abs(power_function_exponent(float(std)) / gamma - 1) for std, gamma in found["exponents"].items()]
     averages = []

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from jax_edm2.checkpoint import CheckpointError, load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
     from jax_edm2.decoding import make_decoder
+    from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
     from jax_edm2.folding import fold, nvlabs_gains
     from jax_edm2.generation import Generator
     from jax_edm2.network import Precond, PrecondUNet, UNet
     from jax_edm2.record import Record
     from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
-    from jax_edm2.training import denoising_loss, project_to_sphere, update_average
+    from jax_edm2.training import denoising_loss, project_to_sphere
     from jax_edm2.vae import VAEDecoder, VAEError, load_vae
 
 _HOME = {
@@ -52,11 +53,13 @@ _HOME = {
     "make_decoder": "decoding",
     "noise_levels": "sampling",
     "nvlabs_gains": "folding",
+    "posthoc_coefficients": "ema",
+    "power_function_exponent": "ema",
     "project_to_sphere": "training",
     "read_record": "checkpoint",
     "sample": "sampling",
     "save": "checkpoint",
-    "update_average": "training",
+    "update_average": "ema",
 }
 __all__ = sorted(_HOME)
 

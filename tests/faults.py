@@ -176,7 +176,7 @@ CHECKPOINT = [
 
 # In the network: (file, old, new); `old` must occur in the file, and only its first occurrence is replaced
 
-OPS, NET, TWO, TRAIN, SAMPLE = "ops", "network", "twofold", "training", "sampling"
+OPS, NET, TWO, TRAIN, EMA, SAMPLE = "ops", "network", "twofold", "training", "ema", "sampling"
 CONVOLVE = 'return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")'
 NETWORK = [
     Fault("eps 1e-6", EMBEDDING, "emb_noise", (OPS, "eps: float = 1e-4", "eps: float = 1e-6")),
@@ -284,8 +284,8 @@ BEYOND = [
     Fault("noise added without sigma", "gradients", "loss", (TRAIN, "images + sigma * noise", "images + noise")),
     Fault("weights not projected in training", "gradients", "", (TRAIN, "return normalize(value) if", "return value if")),
     Fault("projected over the wrong axes", "gradients", "", (TRAIN, "return normalize(value) if", "return normalize(value, 0) if")),
-    Fault("EMA exponent off by one", "gradients", "ema/", (TRAIN, "(power_function_exponent(std) + 1)", "power_function_exponent(std)")),
-    Fault("EMA of the old value", "gradients", "ema/", (TRAIN, "old + (new - old) * (1 - keep)", "old + (new - old) * keep")),
+    Fault("EMA exponent off by one", "gradients", "ema/", (EMA, "share = -math.expm1(before * (power_function_exponent(std) + 1))", "share = -math.expm1(before * power_function_exponent(std))")),
+    Fault("EMA of the old value", "gradients", "ema/", (EMA, "old + (new - old) * share", "new + (old - new) * share")),
     Fault("gains without a gradient", "gradients", "gain", (NET, "gain.astype(w.dtype) * scale", "jax.lax.stop_gradient(gain).astype(w.dtype) * scale")),
     Fault("clipping without a gradient", "gradients", "", (NET, "x = jnp.clip(x,", "x = x - jax.lax.stop_gradient(x) * 0.5 - 0.5 * x + jnp.clip(jax.lax.stop_gradient(x),")),
     Fault("Euler for Heun", "trajectory", "", (SAMPLE, "(state.slope + slope) / 2, slope)", "state.slope, slope)")),

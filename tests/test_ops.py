@@ -1,4 +1,4 @@
-"""Operations that are computed in another way than in PyTorch: resampling, and convolutions by Winograd's algorithm."""
+"""Operations that are computed in another way than in PyTorch: sums, resampling, Winograd's convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import torch
 import jax_edm2
 from jax_edm2 import winograd
 from jax_edm2.folding import folding_for, platform_of
-from jax_edm2.ops import convolve, resample
+from jax_edm2.ops import convolve, mp_cat, mp_sum, resample
 from tests.networks import inputs, network, relative_error
 from tests.test_parity import jax_variables
+from torch_ref.network import mp_cat as torch_cat
+from torch_ref.network import mp_sum as torch_sum
 from torch_ref.network import resample as torch_resample
 
 WIDE = {"img_resolution": 10, "img_channels": 3, "label_dim": 4, "model_channels": 32, "channel_mult": [1, 2],
@@ -27,6 +29,19 @@ def test_resample_is_pytorchs_convolution(mode, taps, size):
         ours = resample(jnp.asarray(x.transpose(0, 2, 3, 1)), taps, mode)
     theirs = torch_resample(torch.from_numpy(x), taps, mode).numpy()
     np.testing.assert_allclose(np.asarray(ours).transpose(0, 3, 1, 2), theirs, rtol=0, atol=2.7e-15)  # measured: 9e-16
+
+
+@pytest.mark.parametrize("t", [-1e6, -0.2, 0, 0.3, 0.5, 0.7, 1, 1.3, 1e6])
+def test_sums_and_concatenations_at_any_balance(t):
+    """Also beyond 0 and 1, where one share is negative."""
+    a, b = np.random.default_rng(0).standard_normal((2, 2, 3, 4, 6))
+    for ours, theirs, pair in ((mp_sum, torch_sum, (a, b)), (mp_cat, torch_cat, (a, b[..., :2]))):
+        exact = theirs(*(torch.from_numpy(x.transpose(0, 3, 1, 2)) for x in pair), t)
+        with jax.enable_x64():
+            double = ours(*map(jnp.asarray, pair), t)
+        single = ours(*(jnp.asarray(x, jnp.float32) for x in pair), t)
+        assert relative_error(double.transpose(0, 3, 1, 2), exact) <= 4.5e-16  # measured: 1.5e-16
+        assert relative_error(single.transpose(0, 3, 1, 2), exact) <= 2.1e-7  # measured: 7e-8
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 32, 40), (3, 5, 7, 33, 32), (1, 1, 1, 32, 32), (3, 64, 64, 128, 32)])

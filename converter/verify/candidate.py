@@ -24,10 +24,11 @@ from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, 
 from converter.verify.truth import Truth, projection
 from converter.verify.verdict import Measurement, Tolerance, judge
 from jax_edm2.config import EDM2Config
+from jax_edm2.ema import update_average
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import heun_states, noise_levels
-from jax_edm2.training import denoising_loss, project_to_sphere, update_average
+from jax_edm2.training import denoising_loss, project_to_sphere
 from jax_edm2.twofold import Twofold
 
 
