@@ -41,7 +41,7 @@ def identify(source: str) -> Code:
     try:
         found = meaning_of(source)
     except MeaningError as error:
-        return Code(sha256, differs=(f"all of it, which {error}",))
+        return Code(sha256, differs=(_short(f"all of it, which {error}"),))
     for known in known_sources():
         if known.meaning.whole == found.whole:
             return Code(sha256, known=known.name)

@@ -14,7 +14,7 @@ from typing import IO
 from jax_edm2.messages import LONGEST, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("converter", "jax_edm2", "torch_ref")
+PACKAGES = ("converter", "golden", "jax_edm2", "tests", "torch_ref")
 
 # `python -m` and `python -c` put the current folder first on the path: a numpy.py in it would be run. Ours are found
 # where they were found in this process, whether they are installed or not.
