@@ -94,9 +94,7 @@ def apart(command: list[str], **more: str) -> Iterator[subprocess.Popen]:
 
 
 def _relay(pipe: IO[str]):
-    for number in range(sys.maxsize):  # all is read, or it would wait for us
-        line = pipe.readline(LONGEST)
-        if not line:
-            return
-        if number < MOST_LINES:
-            print(one_line(line.rstrip("\n")), file=sys.stderr, flush=True)
+    with pipe:
+        for number, line in enumerate(iter(lambda: pipe.readline(LONGEST), "")):  # to the end, or it would wait for us
+            if number < MOST_LINES:
+                print(one_line(line.rstrip("\n")), file=sys.stderr, flush=True)
