@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from converter import presets
+from converter import embedded, presets
 from converter.errors import ConverterError
 from converter.names import jax_path
 from converter.snapshot import CHUNK, Snapshot
@@ -62,6 +62,7 @@ def describe(snapshot: Snapshot, name: str | None = None, sampler: Sampler | Non
             kimg=int(match["kimg"]) if match else None,
             ema_std=float(match["std"]) if match else None,
         ),
+        code=embedded.identify(snapshot.source),
         encoder=snapshot.encoder,
         loss=snapshot.loss,
         sampler=sampler or Sampler(),

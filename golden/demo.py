@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import jax_edm2
+from converter import processes
 from golden.digits import contact_sheet, load_network, one_hot
 from torch_ref.encoders import StandardRGBEncoder
 from torch_ref.sampling import heun, noise_levels
@@ -75,7 +76,7 @@ def main(argv=None):
 
     command = ["edm2-convert", str(SNAPSHOT), "-o", str(checkpoint), "--force"]
     print("$", *command, flush=True)
-    subprocess.run([sys.executable, "-m", "converter.cli.convert", *command[1:]], check=True)
+    subprocess.run([*processes.module("converter.cli.convert"), *command[1:]], check=True)
 
     net, variables = jax_edm2.load(checkpoint)
     apply = jax.jit(lambda x, sigma, labels: net.apply(variables, x, sigma, labels, return_logvar=True))

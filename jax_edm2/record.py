@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from jax_edm2 import __version__
 from jax_edm2.config import ConfigError, EDM2Config
@@ -26,6 +26,26 @@ class Source:
     sha256: str
     kimg: int | None = None  # training length in thousands of images, where the file name says it
     ema_std: float | None = None  # relative standard deviation of the EMA profile, likewise
+
+
+@dataclass(frozen=True)
+class Code:
+    """The source of the network that the snapshot carries, and whether it is one that this network stands for."""
+
+    sha256: str
+    known: str | None = None  # as which; None if it is not a known one
+    nearest: str | None = None  # then: the known one it is most like
+    differs: tuple[str, ...] = ()  # and: names of the definitions that differ from that
+
+    MOST: ClassVar[int] = 20  # of them
+    LONGEST: ClassVar[int] = 200  # characters of each
+
+    def __post_init__(self):
+        texts = [text for text in (self.sha256, self.known, self.nearest) if text is not None]
+        if not isinstance(self.differs, tuple) or len(self.differs) > self.MOST:
+            raise RecordError(f"its entry 'code' has no list of at most {self.MOST} differences")
+        if not all(isinstance(text, str) and len(text) <= self.LONGEST for text in (*texts, *self.differs)):
+            raise RecordError(f"its entry 'code' has a value that is no text of at most {self.LONGEST} characters")
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Record:
     dtype: str = ""  # of the stored tensors: float16, float32, bfloat16, or several joined by '+'
     digest: str = ""  # tensors_digest of the stored tensors
     source: Source | None = None
+    code: Code | None = None  # None in records of before it was looked at
     encoder: Encoder | None = None
     loss: Loss | None = None
     sampler: Sampler = Sampler()
@@ -87,7 +108,7 @@ class Record:
                 raise RecordError(f"it has format {fields['format']!r}; this version reads format {FORMAT}")
             fields["config"] = EDM2Config(**fields["config"])
             for name, kind in _PARTS.items():
-                if fields[name] is not None:
+                if fields.get(name) is not None:
                     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()}
                     fields[name] = kind(**values)
             return cls(**fields)
@@ -95,7 +116,7 @@ class Record:
             raise RecordError(f"its '{KEY}' metadata is not a record of this format: {error}") from error
 
 
-_PARTS: dict[str, type] = {"source": Source, "encoder": Encoder, "loss": Loss, "sampler": Sampler}
+_PARTS: dict[str, type] = {"source": Source, "code": Code, "encoder": Encoder, "loss": Loss, "sampler": Sampler}
 
 
 def tensors_digest(lines: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from converter import processes
 from converter.snapshot import read_snapshot
 from converter.verify import throughput
 from converter.verify.plots import Series, log_plot
@@ -36,7 +37,7 @@ def make_snapshot(name: str, folder: Path) -> Path:
     if name == "digits":
         return DIGITS
     path = folder / f"{name}.pkl"
-    command = [sys.executable, "-m", "torch_ref.snapshot", name, "-o", str(path)]
+    command = [*processes.module("torch_ref.snapshot"), name, "-o", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
@@ -44,14 +45,14 @@ def make_snapshot(name: str, folder: Path) -> Path:
 def convert(snapshot: Path, output: Path) -> float:
     """Seconds of the whole process."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "converter.cli.convert", str(snapshot), "-o", str(output), "--force"]
+    command = [*processes.module("converter.cli.convert"), str(snapshot), "-o", str(output), "--force"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def load(checkpoint: Path, device: str) -> dict[str, float]:
     """Seconds of jax_edm2.load, and how far the process's memory rose above what it had before, in bytes."""
-    command = [sys.executable, "-m", "tests.bench", "--load", str(checkpoint), "--device", device]
+    command = [*processes.module("tests.bench"), "--load", str(checkpoint), "--device", device]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 

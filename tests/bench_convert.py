@@ -18,6 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from converter import processes
+
 
 def measure(command):
     """(seconds, peak MB) of a process from start to exit."""
@@ -34,12 +36,12 @@ def bench(name, folder, rounds):
     """Print a table of the three ways for one published size."""
     source = folder / f"{name}.pkl"
     if not source.exists():
-        subprocess.run([sys.executable, "-m", "torch_ref.snapshot", name, "-o", source], check=True)
+        subprocess.run([*processes.module("torch_ref.snapshot"), name, "-o", source], check=True)
     script = Path(sys.executable).with_name("edm2-convert")
-    ours = [script] if script.exists() else [sys.executable, "-m", "converter.cli.convert"]
+    ours = [script] if script.exists() else processes.module("converter.cli.convert")
     ways = {
         "edm2-convert": [*ours, source, "-o", folder / "ours.safetensors", "--force"],
-        "plain way": [sys.executable, "-m", "tests.plain", source, folder / "plain.safetensors"],
+        "plain way": [*processes.module("tests.plain"), source, folder / "plain.safetensors"],
         "cp": ["cp", source, folder / "copy.pkl"],
     }
     figures = {way: [] for way in ways}

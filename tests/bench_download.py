@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from converter import processes
 from converter.cache import Cache, sha256
 from converter.download import fetch
 
@@ -60,7 +61,7 @@ def main():
             for _ in range(args.megabytes):
                 file.write(os.urandom(10**6))
         code = f"from tests.bench_download import serve; serve({str(data)!r}, {str(port)!r})"
-        server = subprocess.Popen([sys.executable, "-c", code])
+        server = subprocess.Popen(processes.python(code))
         while (server.poll() is None and not port.exists()) or not port.read_text():
             time.sleep(0.01)
         url = f"http://127.0.0.1:{port.read_text()}/x.pkl"

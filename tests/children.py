@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from converter import processes
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["converter.download", "converter.cli.convert", "tests.children"])
 
@@ -17,9 +19,9 @@ def command(module: str) -> list[str]:
     """A command line for `python -m module`, with Ctrl-C at work: what a shell runs in the background ignores it."""
     code = (
         "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        f"runpy.run_module({module!r}, run_name='__main__')"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     )
-    return [sys.executable, "-c", code]
+    return processes.python(code)
 
 
 def download(url: str, folder: str, locks: bool = True, lease: bool = True):

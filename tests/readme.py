@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from converter import processes
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MODULES = {f"edm2-{name}": f"converter.cli.{name}" for name in ("convert", "verify", "sample")}
@@ -48,9 +50,9 @@ def masked(text: str) -> str:
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     words = shlex.split(command)
     if command.startswith("make demo"):
-        words = [sys.executable, "-m", "golden.demo"]
+        words = processes.module("golden.demo")
     else:
-        words = [sys.executable, "-m", MODULES[words[0]], *words[1:]]
+        words = [*processes.module(MODULES[words[0]]), *words[1:]]
         if "--preset" in command:
             words.append("--offline")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DNNLIB_CACHE_DIR": str(folder / "cache")}

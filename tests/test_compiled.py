@@ -2,9 +2,9 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from converter import processes
 from converter.cli.compiled import _prune
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ print(jax.config.values["jax_compilation_cache_dir"])
 def run(cache, **more):
     environment = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
     environment |= {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), **more}
-    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(processes.python(CODE), env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.strip()
 

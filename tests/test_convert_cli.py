@@ -2,9 +2,9 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,13 +13,14 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 import jax_edm2
+from converter import processes
 from converter.cli.convert import edm2_convert
 from tests.children import command
 from tests.networks import network
 from tests.test_parity import CONFIG
 from torch_ref.snapshot import write_snapshot
 
-COMMAND = [sys.executable, "-m", "converter.cli.convert"]
+COMMAND = processes.module("converter.cli.convert")
 PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
 ROOT = os.path.dirname(os.path.dirname(__file__))
 
@@ -58,7 +59,7 @@ def test_conversion_imports_neither_torch_nor_jax(digits_pkl, tmp_path):
         "loaded = {name.split('.')[0] for name in sys.modules};"
         "print(sorted(loaded & {'torch', 'jax', 'jaxlib', 'flax', 'numpy', 'orbax', 'requests'}))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(processes.python(code), capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.splitlines()[-1] == "[]", result
 
 
@@ -139,7 +140,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits_pkl, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
         "from converter.cli.convert import main; main()"
     )
-    command = [sys.executable, "-c", code, str(digits_pkl), "-o", str(tmp_path / "x.safetensors")]
+    command = [*processes.python(code), str(digits_pkl), "-o", str(tmp_path / "x.safetensors")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert result.returncode == 2
     assert result.stderr == f"edm2-convert: {tmp_path / 'x.safetensors'}: File too large\n"
@@ -197,6 +198,6 @@ def test_help_documents_every_option():
 
 
 def test_a_closed_pipe_is_no_error(digits_pkl):
-    command = f"{sys.executable} -m converter.cli.convert {digits_pkl} --dry-run | head -1"
+    command = f"{shlex.join(COMMAND)} {digits_pkl} --dry-run | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""

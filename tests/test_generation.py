@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import torch
 
+from converter import processes
 from jax_edm2.decoding import decode_pixels, make_decoder
 from jax_edm2.generation import Draw, Generator, JaxStreams, share
 from jax_edm2.record import Encoder
@@ -81,7 +81,7 @@ def test_eight_devices_give_what_one_gives(digits_checkpoint):
     for count in (1, 8):
         flags = f"--xla_force_host_platform_device_count={count}"
         environment = {**os.environ, "PYTHONPATH": ROOT, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        result = subprocess.run(processes.python(code), capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr
         outputs.append(result.stdout.split())
     assert [output[:2] for output in outputs] == [["1", "9"], ["8", "2"]]

@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from converter import processes
 from converter.verify.golden import FOLDER, MARGIN, check_golden, check_records, network_tensors, normalised_digest
 from converter.verify.truth import Truth, projection
 from golden import ema, networks, truths
@@ -24,7 +24,7 @@ SMALL = ("one-level.npz", "balances.npz")
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "converter.cli.verify", *map(str, arguments)]
+    command = [*processes.module("converter.cli.verify"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 

@@ -5,22 +5,23 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 
+from converter import processes
 from converter.snapshot import read_snapshot
 from converter.verify.report import SCHEMA
+from tests import children
 from tests.faults import CONFIG
 from tests.networks import network
 from torch_ref import network as torch_ref_network
 from torch_ref import snapshot as torch_ref_snapshot
 from torch_ref.snapshot import write_snapshot
 
-COMMAND = [sys.executable, "-m", "converter.cli.verify"]
+COMMAND = processes.module("converter.cli.verify")
 ROOT = os.path.dirname(os.path.dirname(__file__))
 QUICK = ("--checks", "parameters,forward", "--device", "cpu")
 PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
@@ -273,8 +274,7 @@ def test_throughput_alone_claims_no_agreement(digits_pkl, monkeypatch):
 
 def test_interrupted(digits_pkl, tmp_path):
     """Ctrl-C, which the terminal sends to both processes, while PyTorch computes and JAX compiles."""
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # pytest's children may ignore it
-    command = [sys.executable, "-c", f"{code}; from converter.cli.verify import main; main()", str(digits_pkl), *QUICK]
+    command = [*children.command("converter.cli.verify"), str(digits_pkl), *QUICK]
     environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob("edm2-verify-*/truth.npz")):  # the oracle has begun

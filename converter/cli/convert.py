@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from converter import presets
+from converter import embedded, presets
 from converter.cache import sha256 as file_sha256
 from converter.cli.cache import edm2_convert_cache
 from converter.cli.run import run, say
@@ -134,6 +134,8 @@ class _Work:
                         snapshot, output, format=self.format, dtype=self.dtype, overwrite=self.force,
                         name=location.name, sampler=sampler, progress=progress.update,
                     )  # fmt: skip
+            if line := embedded.warning(location.name, embedded.identify(snapshot.source)):
+                say(f"edm2-convert: warning: {line}", err=True)
         return {
             "output": None if self.dry_run else str(output),
             "written": not (self.dry_run or existing),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter import presets
+from converter import embedded, presets
 from converter.cli.devices import Cluster, start
 from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
@@ -301,8 +301,8 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
     except ValueError as error:
         raise SampleError(f"{main.name}: {error}" if not guide else f"{main.name}, {guide.name}: {error}") from None
     about = {
-        "network": {"name": main.name, "digest": main.record.digest},
-        "guide": {"name": guide.name, "digest": guide.record.digest} if guide else None,
+        "network": _about(main),
+        "guide": _about(guide) if guide else None,
         "settings": _finite(dataclasses.asdict(request.settings)),
         "rng": request.rng,
         "precision": jax.numpy.dtype(main.net.dtype).name,
@@ -310,6 +310,15 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
         "edm2_jax": __version__,
     }
     return generator, about
+
+
+def _about(network: LoadedNetwork) -> dict[str, Any]:
+    code = network.record.code
+    return {
+        "name": network.name,
+        "digest": network.record.digest,
+        "code": None if code is None else dataclasses.asdict(code),
+    }
 
 
 def _finite(values: Any) -> Any:
@@ -332,6 +341,8 @@ def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNe
         return "float16" if jax.default_backend() == "gpu" and record.config.use_fp16 else "float32"
 
     loaded = load_network(fetching.bring(location), location.name, dtype)
+    if line := embedded.warning(loaded.name, loaded.record.code):
+        say(f"edm2-sample: warning: {line}", err=True)
     if request.nvlabs_rounding:
         if "float16" not in loaded.record.dtype.split("+"):
             raise SampleError(

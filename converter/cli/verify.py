@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from converter import embedded
 from converter.cli.devices import start
 from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
@@ -29,6 +31,7 @@ Examples:
   edm2-verify golden/digits.pkl --checkpoint digits.safetensors --report runs/report
   edm2-verify --preset edm2-img512-xs
   edm2-verify golden/digits.pkl --checks throughput --batch 64
+  edm2-verify golden/digits.pkl --show-source
   edm2-verify golden/digits.pkl --reference embedded --trust-embedded-code
   edm2-verify --golden
 \b
@@ -45,6 +48,7 @@ STEPS, FEWER = 32, 10  # of the trajectory
 LARGE = 75e9  # multiply-accumulates of one evaluation: XS has 45e9, S 101e9
 OURS = "ours"  # goldens
 WITH_GOLDEN = ("golden", "device", "report", "json_")
+SHOWN = 150  # characters of a line of source; what is longer goes on in the next line
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
 
 
@@ -121,7 +125,13 @@ class Checks(click.ParamType):
     show_default=True,
     help="PyTorch network: ours, or the one whose source the snapshot carries, which is then executed.",
 )
-@click.option("--trust-embedded-code", is_flag=True, help="Allow --reference embedded to execute the snapshot's code.")
+@click.option(
+    "--trust-embedded-code",
+    is_flag=True,
+    help="Allow --reference embedded to execute the snapshot's code. It is given an empty folder and next to no "
+    "environment, but a process is no sandbox: it can read files and use the network as you can.",
+)
+@click.option("--show-source", is_flag=True, help="Print the source that this would execute, and execute nothing.")
 @click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
 @click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
 @click.option(
@@ -140,7 +150,8 @@ class Checks(click.ParamType):
 @click.pass_context
 def edm2_verify(
     context, snapshot, checkpoint, device, precision, checks, seeds, sigmas, batch, steps, reference,
-    trust_embedded_code, save_truth, preset, sha256, cache_dir, offline, truth, golden, sweep, report, force, json_,
+    trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, truth, golden, sweep, report,
+    force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
@@ -153,6 +164,9 @@ def edm2_verify(
         ]:
             raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
         return _golden(golden, device, report, json_)
+    if show_source:
+        _show_source(Fetching(sha256, cache_dir, offline).bring(locate(snapshot, preset)[0]), json_)
+        return 0
     if sweep and "throughput" not in checks:
         checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
     plan = Plan(checks, seeds, sigmas, batch, steps or STEPS, precision)
@@ -165,8 +179,8 @@ def edm2_verify(
         options = dataclasses.replace(options, snapshot=snapshot)
     if steps is None and truth is None and torch_device(options) == "cpu":
         options = _fewer_steps(options)
-    if reference == "embedded":
-        _show_embedded(snapshot)
+    if options.snapshot is not None:
+        _about_source(options)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
     if save_truth is not None:
@@ -215,11 +229,28 @@ def _fewer_steps(options: Options) -> Options:
     return dataclasses.replace(options, plan=dataclasses.replace(options.plan, steps=FEWER)) if large else options
 
 
-def _show_embedded(path: Path):
-    """Say what will be executed before it is."""
+def _about_source(options: Options):
+    """Say what will be executed before it is, or that what the snapshot carries is not known and will not be."""
+    with read_snapshot(options.snapshot or "") as snapshot:
+        code, lines = embedded.identify(snapshot.source), snapshot.source.count("\n")
+    if options.reference == "embedded":
+        what = embedded.description(code)
+        say(f"executing the source inside {options.snapshot}: {lines} lines, sha256:{code.sha256}, {what}", err=True)
+    elif line := embedded.warning(str(options.snapshot), code):
+        say(f"edm2-verify: warning: {line}", err=True)
+
+
+def _show_source(path: Path, json_: bool):
+    """Print the source inside a snapshot, all of it, such that a terminal acts on none of it."""
     with read_snapshot(path) as snapshot:
-        lines = snapshot.source.count("\n")
-        say(f"executing the source inside {path}: {lines} lines, {snapshot.source_hash}", err=True)
+        source, code = snapshot.source, embedded.identify(snapshot.source)
+    if json_:
+        click.echo(json.dumps({**dataclasses.asdict(code), "source": source}, sort_keys=True))
+        return
+    say(f"{path}: sha256:{code.sha256}, {embedded.description(code)}")
+    for number, line in enumerate(re.split(r"\r\n?|\n", source), 1):  # where Python sees the end of a line
+        for at in range(0, max(len(line), 1), SHOWN):
+            say(f"{'+' if at else number:>6}  {line[at : at + SHOWN]}".rstrip(" "))
 
 
 def _start_jax(options: Options):

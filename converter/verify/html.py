@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from converter.verify.plots import Series, log_plot
-from converter.verify.report import KINDS, WORST, check_lines, number, share, subject, throughput_lines
+from converter.verify.report import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
 from converter.verify.verdict import AGREES
 
 STYLE = """
@@ -53,7 +53,7 @@ EXPLAIN_GOLDEN = EXPLAIN | {
 
 def html(report: dict[str, Any]) -> str:
     """The page for a report.json record."""
-    title = f"edm2-verify: {subject(report)} {report['verdict']}"
+    name = f"edm2-verify: {subject(report)} {title(report)}"
     sections = [
         _verdict(report),
         _section("What was checked", _checks(report)),
@@ -69,7 +69,7 @@ def html(report: dict[str, Any]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE}</style></head><body>'
+        f'<link rel="icon" href="data:,"><title>{escape(name)}</title><style>{STYLE}</style></head><body>'
         f"{''.join(sections)}</body></html>\n"
     )
 
@@ -106,7 +106,7 @@ def _verdict(report: dict[str, Any]) -> str:
     if report["golden"]:
         beside = ", a golden"
     return (
-        f'<div class="verdict {report["verdict"]}" id="verdict"><h1>{report["verdict"].capitalize()}</h1>'
+        f'<div class="verdict {report["verdict"]}" id="verdict"><h1>{title(report, str.capitalize)}</h1>'
         f"<p><b>{escape(report['headline'])}</b>: <code>{escape(subject(report))}</code>{beside}; "
         f"{report['plan']['precision']}, JAX on {escape(report['environment']['JAX']['device'])}.</p>"
         f"{blame}{reasons}{warnings}</div>"
@@ -255,6 +255,8 @@ def _how(report: dict[str, Any]) -> str:
         facts("snapshot", report["snapshot"] | {"checkpoint": report["checkpoint"], "reference": report["reference"]}),
         facts("plan", report["plan"] | {"seconds": report["seconds"]["all"]}),
     ]
+    if report["code"]:
+        parts.append(facts("source of the snapshot's network", report["code"]))
     parts += [facts(f"{name}: versions and hardware", values) for name, values in report["environment"].items()]
     parts += [facts(f"{name}: switches and probes", values) for name, values in report["switches"].items()]
     parts += [facts("configuration", report["config"]), facts("tolerances", report["tolerance"])]

@@ -18,14 +18,17 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
                   flop_per_second, of_eager, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}},
                   ceiling: FLOP/s of matrix products}]
+    code          {sha256, known, nearest, differs: [text], run}: the snapshot's embedded source (see embedded.py): what
+                  it is known as, or null and how it differs, and whether it was run as reference; or null
     snapshot, checkpoint, reference, config, plan, tolerance, switches, environment, seconds
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from converter import embedded
 from converter.verify.run import Outcome
 from converter.verify.taps import OPERATIONS, scopes
 from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
@@ -68,9 +71,9 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "version": __version__,
             "verdict": outcome.verdict,
             "exit_code": outcome.exit_code,
-            "headline": HEADLINES[outcome.verdict],
+            "headline": _headline(outcome),
             "reasons": outcome.reasons,
-            "warnings": outcome.warnings,
+            "warnings": outcome.warnings + list(_stranger(outcome)),
             "guilty": [{**dataclasses.asdict(g), "what": OPERATIONS.get(g.operation, "")} for g in outcome.guilty],
             "checks": checks,
             "parameters": parameters,
@@ -82,6 +85,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "snapshot": truth["snapshot"] | {"path": str(options.snapshot) if options.snapshot else None},
             "checkpoint": str(options.checkpoint) if options.checkpoint else None,
             "reference": truth["reference"],
+            "code": _code(outcome),
             "config": truth["config"],
             "plan": truth["plan"],
             "tolerance": dataclasses.asdict(outcome.tolerance),
@@ -91,6 +95,38 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "seconds": {"all": outcome.seconds, "PyTorch": truth["seconds"]},
         }
     )
+
+
+def _code(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.code is None:
+        return None
+    return {**dataclasses.asdict(outcome.code), "run": outcome.truth["reference"] == "embedded"}
+
+
+def _stands_in(code: dict[str, Any] | None) -> bool:
+    """Whether torch_ref was run in place of a source that is not known to be the same."""
+    return code is not None and code["known"] is None and not code["run"]
+
+
+def _headline(outcome: Outcome) -> str:
+    if outcome.verdict == AGREES and _stands_in(_code(outcome)):
+        return "JAX computes what torch_ref computes; the snapshot's own source was not run"
+    return HEADLINES[outcome.verdict]
+
+
+def _stranger(outcome: Outcome) -> Iterator[str]:
+    if outcome.code is not None and _stands_in(_code(outcome)):
+        yield (
+            f"the snapshot's own source is {embedded.description(outcome.code)}. It was not run: --reference embedded "
+            "judges it"
+        )
+
+
+def title(report: dict[str, Any], write: Callable[[str], str] = str.lower) -> str:
+    """The verdict, and with what where that is not the snapshot's own network: agrees with torch_ref."""
+    if report["verdict"] == AGREES and _stands_in(report["code"]):
+        return write(f"{AGREES} with") + " torch_ref"
+    return write(report["verdict"])
 
 
 def clean(value: Any) -> Any:
@@ -216,7 +252,7 @@ def terminal(report: dict[str, Any]) -> Iterator[str]:
     for warning in report["warnings"]:
         yield from wrap("note: ", warning)
     yield ""
-    yield f"{report['verdict'].upper()}: {report['headline']}."
+    yield f"{title(report, str.upper)}: {report['headline']}."
     for g in report["guilty"][:5]:
         yield from wrap("  guilty: ", f"{g['scope']}, {g['operation']} ({g['what']}): {g['why']}")
     for reason in report["reasons"]:
@@ -269,7 +305,7 @@ def wrap(prefix: str, text: str, width: int = 100) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """A text for a pull request."""
-    lines = [f"### edm2-verify: {report['verdict']}", "", f"{report['headline']}: `{subject(report)}`"]
+    lines = [f"### edm2-verify: {title(report)}", "", f"{report['headline']}: `{subject(report)}`"]
     lines[-1] += f", `{report['checkpoint']}`." if report["checkpoint"] else "."
     lines += [f"- **guilty**: `{g['scope']}`, {g['operation']} ({g['what']}): {g['why']}" for g in report["guilty"]]
     lines += [f"- {reason}" for reason in report["reasons"]]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import tempfile
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter import processes
+from converter import embedded, processes
 from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
@@ -30,6 +31,7 @@ from converter.verify.verdict import (
     guilty,
 )
 from jax_edm2.config import EDM2Config
+from jax_edm2.record import Code, Record
 
 if TYPE_CHECKING:
     from converter.verify.candidate import Candidate, Findings
@@ -77,6 +79,7 @@ class Outcome:
     truth: dict[str, Any]  # facts of the truth file
     tolerance: Tolerance
     options: Options
+    code: Code | None = None  # of the snapshot; None where nothing is known about it
     throughput: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -92,20 +95,13 @@ class Outcome:
 
 def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = lambda: None):
     """Compute the truth file in a process of its own, and do something else meanwhile. Raises: ProcessFailed."""
-    job = Job(str(options.snapshot), str(output), options.plan, options.reference, torch_device(options))
-    process = subprocess.Popen(
-        processes.module("converter.verify.oracle"),
-        stdin=subprocess.PIPE, text=True, env={**OPENMP, **KEEP_MEMORY, **processes.environment()},
-    )  # fmt: skip
-    try:
+    snapshot, truth = (os.path.abspath(path or "") for path in (options.snapshot, output))  # it may run elsewhere
+    job = Job(snapshot, truth, options.plan, options.reference, torch_device(options))
+    with _oracle(options.reference) as process:
         process.stdin.write(job.to_json())  # type: ignore[union-attr]
         process.stdin.close()  # type: ignore[union-attr]
         meanwhile()
         process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
     if process.returncode < 0 and process.returncode != -signal.SIGINT:
         raise VerifyError(
             f"the PyTorch process was ended by signal {-process.returncode}, for want of memory most likely: "
@@ -113,6 +109,23 @@ def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = l
         )
     if process.returncode:
         raise ProcessFailed(INTERRUPTED if process.returncode < 0 else process.returncode)
+
+
+@contextlib.contextmanager
+def _oracle(reference: str) -> Iterator[subprocess.Popen]:
+    """The process that computes the truth; killed when the `with` statement ends."""
+    command = processes.module("converter.verify.oracle")
+    if reference == "embedded":
+        with processes.apart(command, **OPENMP, **KEEP_MEMORY) as process:
+            yield process
+        return
+    environment = {**OPENMP, **KEEP_MEMORY, **processes.environment()}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def torch_device(options: Options) -> str:
@@ -194,8 +207,8 @@ def judge(
         "environment": {"JAX": jax_facts(), "PyTorch": truth.facts["environment"]},
         "switches": {"JAX": switches, "PyTorch": truth.facts["switches"]},
     }
-    stored = read_record(options.checkpoint).dtype if options.checkpoint else None
-    wrong = list(_wrong(findings, differences, stored))
+    record = read_record(options.checkpoint) if options.checkpoint else None
+    wrong = list(_wrong(findings, differences, record.dtype if record else None))
     unsure = list(_unsure(truth, switches, tolerance, findings))
     certain = bool(findings.parameters or differences)  # no precision switch excuses these
     verdict = DISAGREES if certain or (wrong and not unsure) else INCONCLUSIVE if unsure else AGREES
@@ -211,7 +224,20 @@ def judge(
         truth=truth.facts,
         tolerance=tolerance,
         options=options,
+        code=_code(truth, snapshot, record),
     )
+
+
+def _code(truth: Truth, snapshot: Snapshot | None, record: Record | None) -> Code | None:
+    """Whose network the snapshot of the truth carries, as far as can be told without the snapshot."""
+    if snapshot is not None:
+        return embedded.identify(snapshot.source)
+    if truth.golden is not None:
+        return None
+    sha256 = truth.facts["snapshot"]["source"].removeprefix("sha256:")
+    if known := embedded.known_text(sha256):
+        return Code(sha256, known=known)
+    return record.code if record and record.code and record.code.sha256 == sha256 else Code(sha256)
 
 
 def _tolerance(truth: Truth) -> Tolerance:
