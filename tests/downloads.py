@@ -18,7 +18,7 @@ def left(cache):
     return sorted(path.name[33:] for path in cache.folder.iterdir() if "_" not in path.name[:33])
 
 
-def arrives(server, cache, **arguments):
+def arrives(server, cache, check=check, **arguments):
     """The file is intact, and beside it there is nothing but its record."""
     path = fetch(server.url(), cache, check=check, **arguments)
     assert path.read_bytes() == server.data

@@ -90,7 +90,7 @@ def test_a_connection_cut_anywhere_is_resumed(data, tmp_path, reset):
             serve(handler, cut=cut if number == 0 else None, reset=reset)
 
         with Server(data, answer) as server:
-            arrives(server, cache)
+            arrives(server, cache, check=str)
             again.append(server.sent - len(data))
             if not reset:  # all that was sent has arrived
                 assert server.requests[1]["Range"] == f"bytes={cut}-"
@@ -104,7 +104,7 @@ def test_a_connection_cut_anywhere_is_resumed(data, tmp_path, reset):
 def test_one_download_cut_two_hundred_times(data, cache):
     cuts = np.sort(np.random.default_rng(0).integers(1, len(data), 200)).tolist()
     with Server(data, lambda handler, number: serve(handler, cut=dict(enumerate(cuts)).get(number))) as server:
-        arrives(server, cache)
+        arrives(server, cache, check=str)
         assert server.sent == len(data)
 
 
