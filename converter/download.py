@@ -33,7 +33,7 @@ from jax_edm2.files import scratch
 
 CHUNK = 2**20
 RETRIES = 6  # attempts in a row that bring next to nothing
-PATIENCE = 600.0  # seconds that a whole download may be behind SPEED, all attempts and waits together
+PATIENCE, PATIENT = 600.0, 30  # seconds, or time-outs if those are more, that a whole download may be behind SPEED
 BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds: doubled after every attempt that brought next to nothing
 SPARE = 16 * 2**20  # bytes of disk left free
 LEASE = 20.0  # seconds after which a process that shows no sign of life is no longer waited for
@@ -154,7 +154,7 @@ class _Transfer:
         self.key = key_of(url)
         self.target = folder / f"{self.key}_{file_name(url)}"
         self.ranges = True  # does the server keep to what a Range request means?
-        self.brought = 0  # bytes that stay, of this attempt
+        self.received = self.brought = 0  # bytes, of this attempt; those of them that are new, and stay
         self.hashed: tuple[Path | None, int, hashlib._Hash] = None, 0, hashlib.sha256()
         self.bar = tqdm(
             unit="B", unit_scale=True, desc=file_name(url), leave=False, disable=not sys.stderr.isatty(), delay=0.5
@@ -174,16 +174,16 @@ class _Transfer:
                     entry.check(self.sha256)
                 return self.target
             try:
-                self.brought = 0
+                self.received = self.brought = 0
                 return self._attempt()
             except Refused as error:
                 raise DownloadError(f"{self.shown}: {error}") from None
             except Again as error:
-                # A byte for every attempt, or for every minute, is no progress.
+                # A byte for every attempt, or for every minute of attempts and waits, is no progress.
                 failures = 0 if self.brought >= SPEED else failures + 1
                 now = time.monotonic()
-                behind, last = max(behind + now - last - self.brought / SPEED, 0.0), now
-                if failures > RETRIES or behind > PATIENCE:
+                behind, last = max(behind + now - last - self.received / SPEED, 0.0), now
+                if failures > RETRIES or behind > max(PATIENCE, PATIENT * self.timeout):
                     raise DownloadError(f"{self.shown}: {error}{self._given_up(failures)}") from None
                 wait = BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1) if failures else 0.0
                 if failures and sys.stderr.isatty():
@@ -315,7 +315,7 @@ class _Transfer:
                 data = read(CHUNK, decode_content=False)
                 if not data:
                     break
-                watchdog.received += len(data)
+                self.received = watchdog.received = self.received + len(data)
                 if total is not None:
                     data = data[: total - position]
                 position += len(data)

@@ -78,7 +78,8 @@ def test_what_is_dripped(what, cache, monkeypatch):
     start, piece, expected = DRIPS[what]
     with Raw(lambda connection, _: drip(connection, start, piece)) as server:
         text = said(server.url(), cache, timeout=0.15)
-        assert expected in text or "nothing came for too long" in text, text  # on a busy machine, the latter
+        busy = ("nothing came for too long", "headers were not complete")  # what a busy machine may make of it
+        assert any(each in text for each in (expected, *busy)), text
 
 
 def test_a_handshake_is_dripped(cache, monkeypatch):
@@ -106,7 +107,7 @@ def test_a_slow_server_is_tried_again_and_resumed(data, cache):
         drip(connection, b"HTTP/1.1 404 Not Found\r\n\r\n", b"")
 
     with Raw(answer) as server:
-        assert "404" in said(server.url(), cache, timeout=0.15)
+        assert "404" in said(server.url(), cache, timeout=1)
     (part,) = cache.parts()
     assert part.read_bytes() == data[:50_000]
 

@@ -217,7 +217,7 @@ def test_a_password_in_the_proxy(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", [edm2_convert, edm2_verify, edm2_sample], ids=lambda command: command.name)
 @pytest.mark.parametrize("url", [f"http://{USER}:{SECRET}@[::1/x.pkl", f"http:\\\\{USER}:{SECRET}@h/x.safetensors",
-                                 f"http://{USER}:{SECRET}@127.0.0.1:1/x.safetensors"])  # fmt: skip
+                                 f"http://{USER}:{SECRET}@127.0.0.1:1/x.safetensors?token={SECRET}"])  # fmt: skip
 def test_commands(tmp_path, monkeypatch, command, url):
     monkeypatch.setattr(download, "RETRIES", 0)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
