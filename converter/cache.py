@@ -16,24 +16,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from converter.errors import ConverterError
+from converter.cache_files import CacheError, check_folder, check_name, open_file
 from jax_edm2.files import whole_or_nothing
+from jax_edm2.strict_json import JSONError, loads
+
+LARGEST = 8 * 2**30  # bytes; XXL in float32 has 6.1e9: for servers that never end
+MOST_JSON = 2**16  # bytes of a record
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-
-
-class CacheError(ConverterError):
-    """A cached file that is not what was recorded of it, or a cache that cannot be used."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r'"[!#-~]{0,256}"')  # a strong one
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete file in the cache. record: what is known of it; None before its first use."""
+    """A complete file in the cache.
+
+    record: what is known of it; None before its first use. damage: what is wrong with the file, or with its record, in
+    a line that names it; None where nothing is.
+    """
 
     path: Path
     record: dict[str, Any] | None
+    damage: str | None = None
 
     @property
     def key(self) -> str:
@@ -43,12 +49,20 @@ class Entry:
     def name(self) -> str:
         return self.path.name[33:]
 
+    @property
+    def record_path(self) -> Path:
+        return self.path.with_name(f"{self.key}.json")
+
     def check(self, wanted: str | None = None) -> str:
         """The file's sha256, computed now. Recorded on first use. Raises: CacheError if it is not `wanted`, or changed.
 
         A record that cannot be written, in a cache that is read-only, is done without.
         """
-        found = sha256(self.path)
+        if self.damage is not None:
+            raise CacheError(self.damage)
+        with open(open_file(self.path), "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
         if self.record is not None and found != self.record["sha256"]:
             raise CacheError(
                 f"{self.path}: was altered: its sha256 is {found}, not {self.record['sha256']} as recorded; "
@@ -58,9 +72,7 @@ class Entry:
             raise CacheError(f"{self.path}: its sha256 is {found}, not {wanted.lower()} as demanded")
         if self.record is None:
             with contextlib.suppress(OSError):
-                write_json(
-                    self.path.with_name(f"{self.key}.json"), {"sha256": found, "bytes": self.path.stat().st_size}
-                )
+                write_json(self.record_path, {"sha256": found, "bytes": size})
         return found
 
 
@@ -72,19 +84,39 @@ class Cache:
     others: tuple[Path, ...] = ()
 
     def find(self, url: str) -> Entry | None:
-        """The complete file of a URL, fetched by us or by NVlabs' tool."""
+        """The complete file of a URL, fetched by us or by NVlabs' tool. Raises: CacheError."""
         return next(self.entries(key_of(url)), None)
 
     def entries(self, key: str | None = None) -> Iterator[Entry]:
-        """The complete files of the cache, or those of one URL."""
+        """The complete files of the cache, or those of one URL. Raises: CacheError for unsafe folders."""
         for folder in (self.folder, *self.others):
-            for path in sorted(folder.glob(f"{key or '?' * 32}_*")):
-                if _KEY.fullmatch(path.name[:32]) and path.is_file():
-                    yield Entry(path, read_json(path.with_name(f"{path.name[:32]}.json"), "sha256"))
+            for i, path in enumerate(self._named(folder, f"{key or '?' * 32}_*")):
+                if i == 0:
+                    check_folder(folder)
+                yield _entry(path)
 
     def parts(self) -> Iterator[Path]:
-        """Files that have been fetched in part."""
-        return (path for path in sorted(self.folder.glob("*.part")) if _KEY.fullmatch(path.name[:32]))
+        """Files that have been fetched in part. Raises: CacheError for a folder that others may write."""
+        for i, path in enumerate(self._named(self.folder, "?" * 32 + ".*.part")):
+            if i == 0:
+                check_folder(self.folder)
+            yield path
+
+    @staticmethod
+    def _named(folder: Path, pattern: str) -> Iterator[Path]:
+        return (path for path in sorted(folder.glob(pattern)) if _KEY.fullmatch(path.name[:32]))
+
+
+def _entry(path: Path) -> Entry:
+    entry = Entry(path, None)
+    try:
+        check_name(path)
+        return Entry(path, read_record(entry.record_path))
+    except DamagedError as error:
+        clear = f"`edm2-convert cache clear {entry.name}`"
+        return Entry(path, None, f"{error}: nothing tells whether the file was altered; {clear} and fetch it again")
+    except CacheError as error:
+        return Entry(path, None, str(error))
 
 
 def default_cache() -> Cache:
@@ -93,7 +125,11 @@ def default_cache() -> Cache:
         return Cache(Path(root) / "downloads")
     from platformdirs import user_cache_path
 
-    return Cache(user_cache_path("edm2-jax") / "downloads", (Path.home() / ".cache" / "dnnlib" / "downloads",))
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise CacheError("there is no home folder for a cache; choose one with --cache-dir") from None
+    return Cache(user_cache_path("edm2-jax") / "downloads", (home / ".cache" / "dnnlib" / "downloads",))
 
 
 def key_of(url: str) -> str:
@@ -101,33 +137,73 @@ def key_of(url: str) -> str:
     return hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
 
 
-def file_name(url: str) -> str:
-    """The last part of a URL's path, as a file name that is safe anywhere."""
-    last = urlsplit(url).path.rpartition("/")[2]
-    return re.sub(r"[^0-9A-Za-z._-]", "_", last)[-128:] or "download"
-
-
-def public_url(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def sha256(path: str | os.PathLike) -> str:
-    """Of a file. Raises: OSError."""
+    """Of any file. Raises: OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, field: str) -> dict[str, Any] | None:
-    """A small JSON object that has `field`; None where there is none, or something else."""
-    try:
-        record = json.loads(path.read_bytes())
-        return record if isinstance(record.get(field), str | int) else None
-    except (OSError, ValueError, AttributeError):
-        return None
+# Records
+
+
+class DamagedError(CacheError):
+    """A record that is none."""
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What was recorded of a complete file: sha256, and perhaps url, bytes, etag. None where nothing was.
+
+    Raises: DamagedError: its file may be altered as well, and must not pass for one that is used for the first time;
+    CacheError.
+    """
+    record = _read_json(path)
+    if record is not None and not (_is(_SHA256, record.get("sha256")) and _sound(record)):
+        raise DamagedError(f"{path}: is damaged (it is no record of a sha256)")
+    return record
+
+
+def read_part(path: Path) -> dict[str, Any] | None:
+    """What was recorded of a file that was fetched in part: etag and bytes, and perhaps url; None where nothing was.
+
+    Raises: DamagedError, CacheError.
+    """
+    record = _read_json(path)
+    if record is not None and not (strong_etag(record.get("etag")) and "bytes" in record and _sound(record)):
+        raise DamagedError(f"{path}: is damaged (it is no record of a download)")
+    return record
+
+
+def strong_etag(text: Any) -> str | None:
+    """An ETag, if the same one means the same bytes, and it is not absurdly long."""
+    return text if _is(_ETAG, text) else None
 
 
 def write_json(path: Path, record: dict[str, Any]):
     with whole_or_nothing(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(record, sort_keys=True) + "\n"
+        with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        with open(open_file(path), "rb") as file:
+            record = loads(file.read(MOST_JSON + 1), most_bytes=MOST_JSON, most_values=100)
+    except FileNotFoundError:
+        return None
+    except JSONError as error:
+        raise DamagedError(f"{path}: is damaged (it {error})") from None
+    if not isinstance(record, dict):
+        raise DamagedError(f"{path}: is damaged (it is no JSON object)")
+    return record
+
+
+def _sound(record: dict[str, Any]) -> bool:
+    """Are the fields that every record may have what they should be, where they are given?"""
+    texts = all(record.get(name) is None or isinstance(record[name], str) for name in ("url", "etag"))
+    count = record.get("bytes", 0)
+    return texts and type(count) is int and 0 <= count <= LARGEST
+
+
+def _is(pattern: re.Pattern, value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None

@@ -7,7 +7,7 @@ around a download only keeps them from fetching everything twice.
 
 import contextlib
 import hashlib
-import http.client
+import http
 import os
 import random
 import re
@@ -17,28 +17,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from filelock import SoftFileLease, Timeout
 from tqdm import tqdm
 
-from converter.cache import Cache, CacheError, Entry, file_name, key_of, public_url, read_json, write_json
+from converter.cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
+from converter.cache_files import CacheError, check_name, make_folder, open_file
 from converter.errors import ConverterError
+from converter.request import Again, Refused, opened
+from converter.urls import URL, URLError, file_name, parse, public_url
+from converter.watchdog import SPEED, TIMEOUT, Watchdog
 from jax_edm2 import __version__
 from jax_edm2.files import scratch
 
 CHUNK = 2**20
-CONNECT, STALL = 10.0, 20.0  # seconds without a connection, without a byte
-RETRIES = 6  # attempts in a row that bring nothing
-BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds: doubled after every attempt that brought nothing
-REDIRECTS = 10
-LARGEST = 8 * 2**30  # bytes; XXL in float32 has 6.1e9: for servers that never end
+RETRIES = 6  # attempts in a row that bring next to nothing
+PATIENCE, PATIENT = 600.0, 30  # seconds, or time-outs if those are more, that a whole download may be behind SPEED
+BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds: doubled after every attempt that brought next to nothing
 SPARE = 16 * 2**20  # bytes of disk left free
 LEASE = 20.0  # seconds after which a process that shows no sign of life is no longer waited for
 
 TRANSIENT = (408, 425, 429)  # and everything from 500 up
+_PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 Check = Callable[[Path], object]
 
 
@@ -46,25 +49,26 @@ class DownloadError(ConverterError):
     """A file that cannot be fetched. The message begins with its URL."""
 
 
-class _Again(Exception):  # noqa: N818
-    """An attempt that broke off, and may be repeated."""
-
-    def __init__(self, why: str, wait: float = 0.0):
-        super().__init__(why)
-        self.wait = wait  # seconds that the server asks for
-
-
 def fetch(
-    url: str, cache: Cache, *, sha256: str | None = None, offline: bool = False, check: Check = lambda path: None
+    url: str,
+    cache: Cache,
+    *,
+    sha256: str | None = None,
+    offline: bool = False,
+    timeout: float = TIMEOUT,
+    check: Check = lambda path: None,
 ) -> Path:
     """The path of a URL's file in the cache, fetched if need be.
 
-    sha256: what the file must have. check: raises ConverterError where a fetched file is not what it should be; it is
-    then not kept. The hash of every file is recorded on first use and checked on every later one.
+    sha256: what the file must have. timeout: the longest silence of a server, in seconds; `Watchdog` has the limits
+    that follow from it. check: raises ConverterError where a fetched file is not what it should be; it is then not
+    kept. The hash of every file is recorded on first use and checked on every later one.
     Raises: DownloadError, CacheError; OSError where the cache cannot be used.
     """
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise DownloadError(f"{public_url(url)}: only http and https URLs can be fetched")
+    try:
+        parsed = parse(url)
+    except URLError as error:
+        raise DownloadError(f"{public_url(url)}: {error}") from None
     key = key_of(url)
     if entry := cache.find(url):
         entry.check(sha256)
@@ -74,23 +78,22 @@ def fetch(
                     path.unlink()
         return entry.path
     if offline:
-        raise DownloadError(
-            f"{public_url(url)}: is not in the cache ({cache.folder}), and --offline forbids fetching it"
-        )
-    cache.folder.mkdir(parents=True, exist_ok=True)
+        raise DownloadError(f"{parsed.shown}: is not in the cache ({cache.folder}), and --offline forbids fetching it")
+    make_folder(cache.folder)
     if not os.access(cache.folder, os.W_OK | os.X_OK):
         raise CacheError(f"{cache.folder}: the cache is read-only; choose another with --cache-dir or DNNLIB_CACHE_DIR")
     with _lease(cache.folder / f"{key}.lock"):
         if entry := cache.find(url):  # fetched by whoever had the lease before
             entry.check(sha256)
             return entry.path
-        with _Transfer(url, cache.folder, sha256, check) as transfer:
+        with _Transfer(url, parsed, cache.folder, sha256, timeout, check) as transfer:
             return transfer.run()
 
 
 @contextlib.contextmanager
 def _lease(path: Path) -> Iterator[None]:
     """Whoever holds it fetches. It ends with its process, or after LEASE seconds without a sign of life."""
+    check_name(path)  # filelock follows no link, but takes one for a lock that was left behind
     lease = SoftFileLease(path, lease_duration=LEASE, poll_interval=0.1)
     told = not sys.stderr.isatty()
     while True:
@@ -113,7 +116,7 @@ def _lease(path: Path) -> Iterator[None]:
 def _stamp(path: Path) -> tuple[int, int] | None:
     """A file's size and time of change."""
     with contextlib.suppress(OSError):
-        found = path.stat()
+        found = path.lstat()
         return found.st_size, found.st_mtime_ns
     return None
 
@@ -129,7 +132,7 @@ class _Part:
     @property
     def size(self) -> int:
         with contextlib.suppress(FileNotFoundError):
-            return self.path.stat().st_size
+            return self.path.lstat().st_size
         return 0
 
     @property
@@ -141,29 +144,17 @@ class _Part:
         self.path.with_suffix(".json").unlink(missing_ok=True)
 
 
-class _Session(requests.Session):
-    """Follows few redirects, and none from https to http."""
-
-    max_redirects = REDIRECTS
-
-    def get_redirect_target(self, resp):
-        target = super().get_redirect_target(resp)
-        if target and resp.url.startswith("https:") and urlsplit(target).scheme == "http":
-            raise requests.exceptions.InvalidSchema(f"is redirected from https to {public_url(target)}")
-        return target
-
-
 class _Transfer:
     """One download into a cache folder."""
 
-    def __init__(self, url: str, folder: Path, sha256: str | None, check: Check):
-        self.url, self.folder, self.sha256, self.check = url, folder, sha256, check
-        self.shown = public_url(url)
+    def __init__(self, url: str, parsed: URL, folder: Path, sha256: str | None, timeout: float, check: Check):
+        self.url, self.parsed, self.folder, self.sha256, self.check = url, parsed, folder, sha256, check
+        self.timeout = timeout
+        self.shown = parsed.shown
         self.key = key_of(url)
         self.target = folder / f"{self.key}_{file_name(url)}"
-        self.session = _Session()
         self.ranges = True  # does the server keep to what a Range request means?
-        self.moved = False  # did this attempt bring anything that stays?
+        self.received = self.brought = 0  # bytes, of this attempt; those of them that are new, and stay
         self.hashed: tuple[Path | None, int, hashlib._Hash] = None, 0, hashlib.sha256()
         self.bar = tqdm(
             unit="B", unit_scale=True, desc=file_name(url), leave=False, disable=not sys.stderr.isatty(), delay=0.5
@@ -173,28 +164,39 @@ class _Transfer:
         return self
 
     def __exit__(self, *_):
-        self.session.close()
         self.bar.close()
 
     def run(self) -> Path:
-        failures = 0
+        failures, behind, last = 0, 0.0, time.monotonic()
         while True:
-            if self.target.exists():  # another process, where locks do nothing, was first
-                Entry(self.target, None).check(self.sha256)
+            if check_name(self.target):  # another process, where locks do nothing, was first
+                if entry := Cache(self.folder).find(self.url):
+                    entry.check(self.sha256)
                 return self.target
             try:
-                self.moved = False
+                self.received = self.brought = 0
                 return self._attempt()
-            except _Again as error:
-                failures = 0 if self.moved else failures + 1
-                if failures > RETRIES:
-                    part = self._part()
-                    kept = f"; {part.size:,} bytes are kept, run it again to go on" if part else ""
-                    raise DownloadError(f"{self.shown}: {error}, {failures} times in a row{kept}") from None
+            except Refused as error:
+                raise DownloadError(f"{self.shown}: {error}") from None
+            except Again as error:
+                # A byte for every attempt, or for every minute of attempts and waits, is no progress.
+                failures = 0 if self.brought >= SPEED else failures + 1
+                now = time.monotonic()
+                behind, last = max(behind + now - last - self.received / SPEED, 0.0), now
+                if failures > RETRIES or behind > max(PATIENCE, PATIENT * self.timeout):
+                    raise DownloadError(f"{self.shown}: {error}{self._given_up(failures)}") from None
                 wait = BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1) if failures else 0.0
                 if failures and sys.stderr.isatty():
                     self.bar.write(f"{self.shown}: {error}; trying again", file=sys.stderr)
                 time.sleep(min(max(wait, error.wait), LONGEST_WAIT))
+
+    def _given_up(self, failures: int) -> str:
+        """How it came to that, and what is left."""
+        part = self._part()
+        kept = f"; {part.size:,} bytes are kept, run it again to go on" if part and part.size else ""
+        if failures > RETRIES:
+            return f", {failures} times in a row{kept}"
+        return f"; all attempts together bring less than {SPEED:,} bytes a second{kept}"
 
     # An attempt
 
@@ -202,13 +204,13 @@ class _Transfer:
         part = self._part()
         if part is not None and part.size == part.total:  # a process died between the last byte and the renaming
             return self._place(part)
+        if part is not None:
+            self._hash_of(part)  # no server waits for that
         try:
-            with self._get(part) as response:
+            with opened(self.parsed, self._headers(part), self.timeout) as (response, watchdog):
                 part, start = self._accept(response, part)
-                self._receive(response, part, start)
+                self._receive(response, watchdog, part, start)
             return self._place(part)
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, requests.RequestException) as error:
-            raise _Again(_reason(error)) from error
         finally:
             if part is not None and not part.resumable:
                 part.remove()
@@ -217,51 +219,52 @@ class _Transfer:
         """What is left of an earlier attempt, and can be resumed."""
         found = []
         for path in self.folder.glob(f"{self.key}.*.part"):
-            about = read_json(path.with_suffix(".json"), "etag")
-            if about is None or not isinstance(about.get("bytes"), int):
+            check_name(path)
+            try:
+                about = read_part(path.with_suffix(".json"))
+            except DamagedError:
+                _Part(path, None, None).remove()
+                continue
+            if about is None:
                 continue
             part = _Part(path, about["etag"], about["bytes"])
-            if part.size > about["bytes"]:  # not our doing
+            if part.size > about["bytes"] or path != self._path(part.etag, part.total):  # not our doing
                 part.remove()
             else:
                 found.append(part)
         return max(found, key=lambda part: part.size, default=None)
 
-    def _get(self, part: _Part | None) -> requests.Response:
+    def _headers(self, part: _Part | None) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": f"edm2-jax/{__version__}"}
         if part is not None and part.etag is not None and part.size and self.ranges:
             headers |= {"Range": f"bytes={part.size}-", "If-Range": part.etag}
-        try:
-            return self.session.get(self.url, headers=headers, stream=True, timeout=(CONNECT, STALL))
-        except requests.TooManyRedirects:
-            raise DownloadError(f"{self.shown}: is redirected more than {REDIRECTS} times") from None
-        except requests.exceptions.SSLError as error:
-            raise DownloadError(f"{self.shown}: the connection is not secure ({_reason(error)})") from None
-        except ValueError as error:  # requests' InvalidURL, InvalidSchema and the like
-            raise DownloadError(f"{self.shown}: {_reason(error)}") from None
+        return headers
 
     def _accept(self, response: requests.Response, part: _Part | None) -> tuple[_Part, int]:
         """The part that a response's body belongs to, and the byte of the file that it begins with."""
         status, headers = response.status_code, response.headers
+        answers = f"the server answers {status} {_PHRASES.get(status, '')}".rstrip()
         if status in TRANSIENT or status >= 500:
-            after = headers.get("Retry-After", "")
-            raise _Again(f"the server answers {status} {response.reason}", float(after) if after.isdecimal() else 0.0)
+            raise Again(answers, _number(headers.get("Retry-After")) or 0)
         if status == 416 and part is not None:
             part.remove()
-            raise _Again("the server has another version of the file than was being fetched")
+            raise Again("the server has another version of the file than was being fetched")
         if status not in (200, 206):
             hint = {401: "it wants a login", 403: "it wants a login", 404: "is the name right?"}.get(status)
-            raise DownloadError(
-                f"{self.shown}: the server answers {status} {response.reason}" + (f" ({hint})" if hint else "")
-            )
-        if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-            raise DownloadError(f"{self.shown}: the server sends it compressed ({headers['Content-Encoding']}) unasked")
+            raise Refused(answers + (f" ({hint})" if hint else ""))
+        if (encoding := headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+            known = f" ({encoding})" if encoding in ("br", "compress", "deflate", "gzip", "zstd") else ""
+            raise Refused(f"the server sends it compressed{known} unasked")
         if headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise DownloadError(f"{self.shown}: is a web page (a login, or an error?), not a file")
-        length = headers.get("Content-Length", "")
-        count = int(length) if length.isdecimal() else None
-        etag = headers.get("ETag", "")
-        strong = etag if etag.startswith('"') else None
+            raise Refused("is a web page (a login, or an error?), not a file")
+        count = None
+        if "Content-Length" in headers and not response.raw.chunked:  # of chunks, it says nothing
+            count = _number(headers["Content-Length"])
+            if count is None:
+                raise Refused("the server sends a Content-Length that is no number")
+            if count > LARGEST:
+                raise Refused(f"the server says that it has {count:,} bytes; {LARGEST:,} are the most")
+        strong = strong_etag(headers.get("ETag"))
         if status == 206:
             return self._accept_range(headers.get("Content-Range", ""), count, strong, part)
         new = _Part(self._path(strong, count), strong, count)
@@ -276,12 +279,12 @@ class _Transfer:
         return new, 0
 
     def _accept_range(self, content_range: str, count: int | None, etag: str | None, part: _Part | None):
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", content_range.strip())
+        match = _RANGE.fullmatch(content_range.strip())
         first, last, total = map(int, match.groups()) if match else (-1, -1, -1)
         sound = part is not None and first == part.size and total == part.total and last == total - 1
         if not sound or part is None or count not in (None, last - first + 1) or etag not in (None, part.etag):
             self.ranges = False
-            raise _Again(f"the server answers a Range request with Content-Range {content_range!a:.60}")
+            raise Again("the server answers a Range request with a Content-Range that does not fit")
         self._check_space(total - first)
         return part, first
 
@@ -299,35 +302,37 @@ class _Transfer:
                 "make room, or choose another folder with --cache-dir or DNNLIB_CACHE_DIR"
             )
 
-    def _receive(self, response: requests.Response, part: _Part, start: int):
+    def _receive(self, response: requests.Response, watchdog: Watchdog, part: _Part, start: int):
         """Append a response's body, which begins at byte `start` of the file."""
         here, sha = self._hash_of(part)
         position, total = start, part.total
         self.bar.reset(total)
         self.bar.initial = self.bar.n = here  # so that the rate is that of this attempt
         read = response.raw.read1
-        with open(os.open(part.path, os.O_RDWR | os.O_CREAT, 0o666), "rb+", buffering=0) as file:
+        watchdog.read()
+        with open(open_file(part.path, os.O_RDWR | os.O_CREAT), "rb+", buffering=0) as file:
             while total is None or position < total:
                 data = read(CHUNK, decode_content=False)
                 if not data:
                     break
+                self.received = watchdog.received = self.received + len(data)
                 if total is not None:
                     data = data[: total - position]
                 position += len(data)
                 if position > LARGEST:
-                    raise DownloadError(f"{self.shown}: does not end within {LARGEST:,} bytes")
+                    raise Refused(f"does not end within {LARGEST:,} bytes")
                 new = data[max(here - position + len(data), 0) :]  # what is not here already
                 if new:
                     self._write(file.fileno(), new, here)
                     sha.update(new)
                     here += len(new)
                     self.hashed = part.path, here, sha
-                    self.moved = part.resumable
+                    self.brought += len(new) if part.resumable else 0
                     self.bar.update(len(new))
         if total is not None and position < total:
-            raise _Again(f"the connection ends after {position:,} of {total:,} bytes")
+            raise Again(f"the connection ends after {position:,} of {total:,} bytes")
         if total is None and response.raw.length_remaining:
-            raise _Again(f"the connection ends after {position:,} bytes, in the middle")
+            raise Again(f"the connection ends after {position:,} bytes, in the middle")
 
     def _write(self, descriptor: int, data: bytes, offset: int):
         view = memoryview(data)
@@ -346,7 +351,7 @@ class _Transfer:
         size = part.size
         if path != part.path or count != size:
             sha, count = hashlib.sha256(), 0
-            with contextlib.suppress(FileNotFoundError), open(part.path, "rb") as file:
+            with contextlib.suppress(FileNotFoundError), open(open_file(part.path), "rb") as file:
                 while count < size and (data := file.read(min(CHUNK, size - count))):
                     sha.update(data)
                     count += len(data)
@@ -359,7 +364,7 @@ class _Transfer:
         """Move a complete part to its final name, if it is what it should be."""
         count, sha = self._hash_of(part)
         if part.total not in (None, count):
-            raise _Again("what was fetched was removed meanwhile")
+            raise Again("what was fetched was removed meanwhile")
         found = sha.hexdigest()
         if self.sha256 is not None and found != self.sha256.lower():
             part.remove()
@@ -373,18 +378,16 @@ class _Transfer:
         record = {"url": self.shown, "sha256": found, "bytes": count, "etag": part.etag}
         write_json(self.folder / f"{self.key}.json", record)
         try:
-            with open(part.path, "rb") as file:
+            with open(open_file(part.path), "rb") as file:
                 os.fsync(file.fileno())
+            check_name(self.target)
             os.replace(part.path, self.target)
         except FileNotFoundError:
-            raise _Again("what was fetched was removed meanwhile") from None
+            raise Again("what was fetched was removed meanwhile") from None
         part.path.with_suffix(".json").unlink(missing_ok=True)
         return self.target
 
 
-def _reason(error: BaseException) -> str:
-    """An error of requests or urllib3, which wrap each other, in a few words."""
-    while isinstance(inner := getattr(error, "reason", None) or (error.args[:1] or [None])[0], BaseException):
-        error = inner
-    text = re.sub(r"^<.*?>: |\(Caused by .*|^\w+\(.*?\): ", "", " ".join(str(error).split()))
-    return f"{text:.200}" or type(error).__name__
+def _number(text: str | None) -> int | None:
+    """A header's number, and no other text that Python would take for one."""
+    return int(text) if text is not None and _NUMBER.fullmatch(text.strip()) else None

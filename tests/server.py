@@ -138,3 +138,41 @@ def hang_up(handler, reset=False):
     else:
         with contextlib.suppress(OSError):
             handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+class Raw:
+    """A server that speaks no HTTP unless `answer(connection, number)` does. It listens until it is closed."""
+
+    def __init__(self, answer: Callable):
+        self.answer, self.count = answer, 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._socket.close()
+
+    def url(self, scheme="http") -> str:
+        return f"{scheme}://127.0.0.1:{self._socket.getsockname()[1]}/edm2/edm2-img512-s-2147483-0.130.pkl"
+
+    def _run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                self.count += 1
+                threading.Thread(target=self._answer, args=(connection, self.count - 1), daemon=True).start()
+
+    def _answer(self, connection: socket.socket, number: int):
+        with contextlib.suppress(OSError), connection:  # clients that go away are what the tests are about
+            self.answer(connection, number)
+
+
+def drip(connection: socket.socket, start: bytes, piece: bytes, pause: float = 0.02):
+    """Send `start`, and then `piece` for ever, until the client goes away."""
+    connection.sendall(start)
+    while True:
+        connection.sendall(piece)
+        time.sleep(pause)

@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits_pkl, tmp_path):
         "from converter.cli.convert import main; main()"
     )
     command = [*processes.python(code), str(digits_pkl), "-o", str(tmp_path / "x.safetensors")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert result.returncode == 2
     assert result.stderr == f"edm2-convert: {tmp_path / 'x.safetensors'}: File too large\n"
     assert list(tmp_path.iterdir()) == []

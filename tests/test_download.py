@@ -2,27 +2,23 @@
 
 import gzip
 import hashlib
-import os
 import shutil
-import subprocess
 import time
 
 import numpy as np
 import pytest
-import requests
 
 from converter import download
-from converter.cache import Cache, CacheError, file_name, key_of, public_url
+from converter.cache import Cache
+from converter.cache_files import CacheError
 from converter.download import DownloadError, fetch
-from converter.snapshot import read_snapshot
-from tests import children
+from tests.downloads import arrives, fails
 from tests.server import Server, hang_up, serve
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(download, "BACKOFF", 0.01)
-    monkeypatch.setattr(download, "STALL", 0.3)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -35,35 +31,6 @@ def data(digits_pkl):
 @pytest.fixture
 def cache(tmp_path):
     return Cache(tmp_path / "downloads")
-
-
-def check(path):
-    read_snapshot(path).close()
-
-
-def left(cache):
-    """Names in the cache, but for the finished file and its record."""
-    return sorted(path.name[33:] for path in cache.folder.iterdir() if "_" not in path.name[:33])
-
-
-def arrives(server, cache, **arguments):
-    """The file is intact, and beside it there is nothing but its record."""
-    path = fetch(server.url(), cache, check=check, **arguments)
-    assert path.read_bytes() == server.data
-    assert path.name == f"{key_of(server.url())}_edm2-img512-s-2147483-0.130.pkl"
-    assert left(cache) == ["json"]
-    assert cache.find(server.url()).record["sha256"] == hashlib.sha256(server.data).hexdigest()
-
-
-def fails(server, cache, text, keeps=(), **arguments):
-    """One line that begins with the URL, and nothing left behind but what can be resumed."""
-    with pytest.raises(DownloadError) as error:
-        fetch(server.url(), cache, check=check, **arguments)
-    message = str(error.value)
-    assert text in message, message
-    assert "\n" not in message
-    assert message.startswith(server.url()), message
-    assert [name.rpartition(".")[2] for name in left(cache)] == list(keeps)
 
 
 # Good servers
@@ -123,7 +90,7 @@ def test_a_connection_cut_anywhere_is_resumed(data, tmp_path, reset):
             serve(handler, cut=cut if number == 0 else None, reset=reset)
 
         with Server(data, answer) as server:
-            arrives(server, cache)
+            arrives(server, cache, check=str)
             again.append(server.sent - len(data))
             if not reset:  # all that was sent has arrived
                 assert server.requests[1]["Range"] == f"bytes={cut}-"
@@ -137,7 +104,7 @@ def test_a_connection_cut_anywhere_is_resumed(data, tmp_path, reset):
 def test_one_download_cut_two_hundred_times(data, cache):
     cuts = np.sort(np.random.default_rng(0).integers(1, len(data), 200)).tolist()
     with Server(data, lambda handler, number: serve(handler, cut=dict(enumerate(cuts)).get(number))) as server:
-        arrives(server, cache)
+        arrives(server, cache, check=str)
         assert server.sent == len(data)
 
 
@@ -177,7 +144,7 @@ def test_a_stall_is_a_break(data, cache):
             serve(handler)
 
     with Server(data, answer) as server:
-        arrives(server, cache)
+        arrives(server, cache, timeout=0.3)
         assert len(server.requests) == 2
 
 
@@ -294,27 +261,17 @@ def test_excess_body_is_left_alone(data, cache):
         arrives(server, cache)
 
 
-def test_redirect_loops_and_downgrades(data, cache):
+def test_redirect_loops(data, cache):
     with Server(data, lambda handler, _: redirect(handler, handler.path)) as server:
         fails(server, cache, "is redirected more than 10 times")
-    response = requests.Response()
-    response.status_code, response.url = 302, "https://a.example/x.pkl"
-    response.headers["location"] = "http://user:secret@b.example/x.pkl"
-    with pytest.raises(requests.exceptions.InvalidSchema, match=r"from https to http://b\.example/x\.pkl"):
-        download._Session().get_redirect_target(response)
+        assert len(server.requests) == 11
 
 
-def test_urls_that_cannot_be_fetched(cache):
-    for url in ("ftp://a.example/x.pkl", "file:///etc/passwd", "http://", "http:///x.pkl"):
-        with pytest.raises(DownloadError, match="only http and https URLs"):
-            fetch(url, cache)
+def test_no_server_at_all(cache):
     with pytest.raises(DownloadError, match="not in the cache"):
         fetch("http://127.0.0.1:1/x.pkl", cache, offline=True)
-    with pytest.raises(DownloadError, match=r"http://127.0.0.1:1/x.pkl: .*[Cc]onnection refused.*, 7 times in a row"):
+    with pytest.raises(DownloadError, match=r"http://127.0.0.1:1/x.pkl: Connection refused, 7 times in a row"):
         fetch("http://user:secret@127.0.0.1:1/x.pkl?token=secret", cache)
-    assert public_url("https://u:p@h.example:8/a/b.pkl?t=1#f") == "https://h.example:8/a/b.pkl"
-    assert file_name("https://h.example/a/b%20c.pkl?x=/y") == "b_20c.pkl"
-    assert file_name("https://h.example/") == "download"
 
 
 # Hashes
@@ -350,106 +307,3 @@ def test_a_file_fetched_by_nvlabs_tool_is_found(data, cache, tmp_path):
     (theirs / name).write_bytes(data[:-1])
     with pytest.raises(CacheError, match="was altered"):
         fetch(server.url(), both)
-
-
-# Machines
-
-
-def test_a_full_disk(data, cache, monkeypatch):
-    with Server(data) as server:
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-            fails(server, cache, "make room, or choose another folder with --cache-dir")
-        assert server.requests  # asked, but nothing was fetched
-        cache.folder.mkdir(exist_ok=True)
-        room = [300_000]
-        pwrite = os.pwrite
-
-        def full(descriptor, view, offset):
-            if room[0] <= 0:
-                raise OSError(28, "No space left on device")
-            count = pwrite(descriptor, view[: room[0]], offset)
-            room[0] -= count
-            return count
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", full)
-            with pytest.raises(DownloadError, match=r"No space left on device; .* bytes of .* are kept: make room"):
-                fetch(server.url(), cache)
-        (part,) = cache.parts()
-        assert part.stat().st_size == 300_000
-        arrives(server, cache)
-        assert server.requests[-1]["Range"] == "bytes=300000-"
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a tmpfs")
-def test_a_disk_that_is_really_full(data, tmp_path, monkeypatch):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        with Server(data) as server:
-            cache = Cache(disk)
-            fails(server, cache, "make room, or choose another folder")
-            monkeypatch.setattr(download, "SPARE", -(10**9))
-            with pytest.raises(DownloadError, match="No space left on device"):
-                fetch(server.url(), cache)
-            (part,) = cache.parts()
-            assert part.read_bytes() == data[: part.stat().st_size] != b""
-            subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
-            arrives(server, cache)
-            assert int(server.requests[-1]["Range"][6:-1]) > 500_000
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_a_read_only_cache(data, cache, monkeypatch):
-    with Server(data) as server:
-        arrives(server, cache)
-        monkeypatch.setattr(os, "access", lambda *_: False)
-        arrives(server, cache)
-        with pytest.raises(CacheError, match="the cache is read-only; choose another"):
-            fetch(server.url("other.pkl"), cache)
-
-
-def test_killed_at_any_moment(data, tmp_path):
-    """SIGKILL at 100 random moments, of the body and about it; then a second process, which resumes."""
-    broken = 0
-    with Server(data, lambda handler, number: serve(handler, pause=0.002)) as server:
-        for i, moment in enumerate(np.random.default_rng(0).uniform(-0.1, 1.1, 100) * len(data)):
-            cache, before = Cache(tmp_path / str(i)), server.sent
-            process = children.start(children.download, server.url(), str(cache.folder))
-            while process.is_alive() and server.sent - before < min(moment, len(data)):
-                time.sleep(0.0005)
-            time.sleep(max(moment / len(data) - 1, 0) * 0.1)  # while it is hashed, checked and moved
-            process.kill()
-            process.join()
-            broken += process.exitcode != 0
-            process = children.start(children.download, server.url(), str(cache.folder))
-            process.join()
-            assert process.exitcode == 0
-            arrives(server, cache)
-            shutil.rmtree(cache.folder)
-    assert broken > 50
-    assert any("Range" in headers for headers in server.requests)
-
-
-def test_a_lock_of_a_process_killed_while_it_made_it(data, cache):
-    cache.folder.mkdir()
-    with Server(data) as server:
-        (cache.folder / f"{key_of(server.url())}.lock").touch()
-        arrives(server, cache)
-
-
-@pytest.mark.parametrize(("locks", "lease"), [(True, True), (False, True), (False, False)])
-def test_eight_processes_at_once(data, cache, locks, lease):
-    with Server(data, lambda handler, number: serve(handler, pause=0.005)) as server:
-        arguments = (server.url(), str(cache.folder), locks, lease)
-        processes = [children.start(children.download, *arguments) for _ in range(8)]
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0] * 8
-        if lease:
-            assert server.sent <= 1.1 * len(data)
-        arrives(server, cache, offline=True)

@@ -93,7 +93,7 @@ def open_in_browser(page: str, folder, *flags) -> tuple[str, list[str]]:
     try:
         url = f"http://127.0.0.1:{server.server_port}/report.html"
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", *flags, url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     finally:
         server.shutdown()
         server.server_close()

@@ -232,7 +232,7 @@ def test_two_processes_on_loopback(digits_checkpoint, tmp_path):
     cluster = (f"--coordinator=127.0.0.1:{port}", "--num-processes=2")
     processes = [start(*arguments, f"--outdir={tmp_path / 'two'}", *cluster, f"--process-id={i}") for i in range(2)]
     for process in processes:
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=600)
         assert process.returncode == 0, stderr
         assert f"{tmp_path / 'two'}: 4 pictures, " in stdout
     assert run(*arguments, f"--outdir={tmp_path / 'one'}").returncode == 0
@@ -248,7 +248,7 @@ def test_interrupted(digits_checkpoint, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130
     finished = pictures(tmp_path)
     lines = [line for line in stderr.splitlines() if line]

@@ -281,7 +281,7 @@ def test_interrupted(digits_pkl, tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert errors.strip() == "edm2-verify: interrupted"
     assert not list(tmp_path.glob("edm2-verify-*"))

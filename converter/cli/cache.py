@@ -1,13 +1,16 @@
 """edm2-convert cache: what has been downloaded, is it still what it was, and away with it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from converter.cache import Cache, CacheError, Entry, default_cache, file_name, read_json
+from converter.cache import Cache, DamagedError, Entry, default_cache, read_part
+from converter.cache_files import CacheError, check_name
 from converter.cli.run import say
+from converter.urls import file_name
 
 BROKEN = 2
 _folder = click.option(
@@ -41,9 +44,10 @@ def list_(cache_dir, json_):
         {
             "path": str(entry.path),
             "name": entry.name,
-            "bytes": entry.path.stat().st_size,
+            "bytes": os.lstat(entry.path).st_size,
             "sha256": (entry.record or {}).get("sha256"),
             "url": (entry.record or {}).get("url"),
+            "damage": entry.damage,
         }
         for entry in found.entries()
     ]
@@ -52,29 +56,33 @@ def list_(cache_dir, json_):
         click.echo(json.dumps({"folder": str(found.folder), "files": rows, "parts": parts}))
         return
     for row in rows:
-        say(f"{row['bytes']:>15,}  {(row['sha256'] or 'not used yet')[:16]:16}  {row['name']}")
+        known = "DAMAGED" if row["damage"] else row["sha256"] or "not used yet"
+        say(f"{row['bytes']:>15,}  {known[:16]:16}  {row['name']}")
     for part in parts:
         say(f"{part['bytes']:>15,}  {'of ' + format(part['total'] or 0, ','):16}  {part['name']} (in part)")
     say(f"{found.folder}: {len(rows)} files, {sum(row['bytes'] for row in rows) / 1e6:,.1f} MB")
 
 
 def _part(path: Path) -> dict[str, Any]:
-    about = read_json(path.with_suffix(".json"), "url") or {}
-    name = file_name(about["url"]) if about else path.name
-    return {"path": str(path), "name": name, "bytes": path.stat().st_size, "total": about.get("bytes")}
+    try:
+        about = read_part(path.with_suffix(".json")) or {}
+    except DamagedError:  # it is of no use, and begun again
+        about = {}
+    name = file_name(about["url"]) if about.get("url") else path.name
+    return {"path": str(path), "name": name, "bytes": os.lstat(path).st_size, "total": about.get("bytes")}
 
 
 @_cache.command()
 @_folder
 def verify(cache_dir):
-    """Compare every file's sha256 with what was recorded of it; exit code 2 if one was altered."""
+    """Compare every file's sha256 with what was recorded of it; exit code 2 if one was altered, or its record was."""
     altered = 0
     for entry in _of(cache_dir).entries():
         try:
             found = entry.check()
         except CacheError as error:
             altered += 1
-            say(f"ALTERED   {error}")
+            say(f"{'DAMAGED' if entry.damage else 'ALTERED':10}{error}")
         else:
             say(f"{'ok' if entry.record else 'recorded':10}{found[:16]}  {entry.name}")
     return BROKEN if altered else 0
@@ -89,7 +97,7 @@ def clear(cache_dir, names, all_):
     if bool(names) == all_:
         raise click.UsageError("give the NAME of a file, as `edm2-convert cache list` shows it, or --all")
     found = _of(cache_dir)
-    entries = [entry for entry in found.entries() if entry.name in names or (all_ and entry.record)]
+    entries = [entry for entry in found.entries() if entry.name in names or (all_ and (entry.record or entry.damage))]
     parts = [path for path in found.parts() if all_ or _part(path)["name"] in names]
     missing = set(names) - {entry.name for entry in entries} - {_part(path)["name"] for path in parts}
     if missing:
@@ -98,11 +106,11 @@ def clear(cache_dir, names, all_):
         )
     size = 0
     for path in [path for entry in entries for path in _files(entry)] + parts + [p.with_suffix(".json") for p in parts]:
-        if path.exists():
-            size += path.stat().st_size
+        if check_name(path):
+            size += path.lstat().st_size
             path.unlink()
     say(f"{found.folder}: {len(entries)} files and {len(parts)} parts removed, {size / 1e6:,.1f} MB")
 
 
 def _files(entry: Entry) -> list[Path]:
-    return [entry.path, entry.path.with_name(f"{entry.key}.json")]
+    return [entry.path, entry.record_path]

@@ -72,7 +72,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_convert(
-    source, output, format_, dtype, preset, sha256, cache_dir, offline, list_presets, dry_run, force, json_
+    source, output, format_, dtype, preset, sha256, cache_dir, offline, timeout, list_presets, dry_run, force, json_
 ):
     """Turn an NVlabs EDM2 snapshot (SOURCE, a .pkl file or its URL, or a --preset) into a checkpoint for JAX.
 
@@ -89,7 +89,7 @@ def edm2_convert(
     output = _output(output, location, format_)
     if output.exists() and not force and not dry_run:  # before anything is fetched
         raise FileExistsError(f"{output} exists")
-    work = _Work(Fetching(sha256, cache_dir, offline), format_, dtype, dry_run, force)
+    work = _Work(Fetching(sha256, cache_dir, offline, timeout), format_, dtype, dry_run, force)
     if guide is None or found is None:
         reports = [work.convert(location, output)]
     else:  # the guide first, so that whoever finds the main checkpoint finds its guide

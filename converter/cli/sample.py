@@ -162,9 +162,9 @@ class _Request:
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_sample(
-    preset, sha256, cache_dir, offline, net, gnet, guidance, outdir, subdirs, seeds, class_idx, batch, rng, precision,
-    nvlabs_rounding, device, vae, vae_batch, latents, grid, skip_existing, distributed, coordinator, num_processes,
-    process_id, json_, **settings,
+    preset, sha256, cache_dir, offline, timeout, net, gnet, guidance, outdir, subdirs, seeds, class_idx, batch, rng,
+    precision, nvlabs_rounding, device, vae, vae_batch, latents, grid, skip_existing, distributed, coordinator,
+    num_processes, process_id, json_, **settings,
 ):  # fmt: skip
     """Draw pictures with an EDM2 network: the flags of NVlabs' generate_images.py, and for a seed its picture.
 
@@ -192,7 +192,7 @@ def edm2_sample(
     if grid and sheet.is_dir():
         raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
     try:
-        generator, about = _prepare(request, Fetching(sha256, cache_dir, offline))
+        generator, about = _prepare(request, Fetching(sha256, cache_dir, offline, timeout))
         report = _run(request, generator, folder, about, skip_existing)
     except JaxRuntimeError as error:
         text = " ".join(str(error).split())

@@ -8,10 +8,13 @@ from pathlib import Path
 import click
 
 from converter import presets
-from converter.cache import Cache, CacheError, default_cache, public_url, sha256
+from converter.cache import Cache, default_cache, sha256
+from converter.cache_files import CacheError
 from converter.snapshot import read_snapshot
+from converter.urls import file_name, public_url
+from converter.watchdog import PERIOD, SPEED, TIMEOUT
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+_URL = re.compile(r"(https?:|[a-z][a-z0-9+.-]*:[/\\]{2}).*", re.DOTALL | re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -23,7 +26,8 @@ class Location:
 
     @property
     def remote(self) -> bool:
-        return bool(_URL.fullmatch(self.text))
+        """Also of what is nearly a URL: a password in it must not be shown as a path."""
+        return bool(_URL.fullmatch("".join(c for c in self.text if c.isprintable() and c != " ")))
 
     @property
     def name(self) -> str:
@@ -33,7 +37,7 @@ class Location:
     @property
     def stem(self) -> str:
         """Of the file's name; what is made from it is named so."""
-        return Path(self.name.rpartition("/")[2]).stem or "snapshot"
+        return Path(file_name(self.text) if self.remote else self.name).stem or "snapshot"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Fetching:
     sha256: str | None
     cache_dir: Path | None
     offline: bool
+    timeout: float = TIMEOUT
 
     @property
     def cache(self) -> Cache:
@@ -63,7 +68,7 @@ class Fetching:
         """The path of any URL's file, which `check` must find sound. Raises: ConverterError, OSError."""
         from converter.download import fetch
 
-        return fetch(url, self.cache, sha256=sha256, offline=self.offline, check=check)
+        return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
 
 
 def _check(path: Path):
@@ -77,7 +82,7 @@ def _sha256(_context, _parameter, value: str | None) -> str | None:
 
 
 def options(command: Callable) -> Callable:
-    """Adds --preset, --sha256, --cache-dir and --offline to a command."""
+    """Adds --preset, --sha256, --cache-dir, --offline and --timeout to a command."""
     for option in reversed(
         (
             click.option("--preset", metavar="NAME", help="A published network: see edm2-convert --list-presets."),
@@ -88,6 +93,15 @@ def options(command: Callable) -> Callable:
                 help="Where downloads are kept.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
             ),
             click.option("--offline", is_flag=True, help="Use only what has been downloaded already."),
+            click.option(
+                "--timeout",
+                metavar="SECONDS",
+                type=click.IntRange(1, 3600),
+                default=TIMEOUT,
+                show_default=True,
+                help="Longest silence of a server before a download is tried again. An answer that has not begun after "
+                f"{PERIOD} times as long, or brings less than {SPEED:,} bytes a second over that, breaks off too.",
+            ),
         )
     ):
         command = option(command)

@@ -16,7 +16,7 @@ from converter import embedded
 from converter.cli.devices import start
 from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
-from converter.cli.source import Fetching, locate
+from converter.cli.source import Fetching, Location, locate
 from converter.cli.source import options as source_options
 from converter.flops import multiply_accumulates
 from converter.snapshot import read_snapshot
@@ -150,8 +150,8 @@ class Checks(click.ParamType):
 @click.pass_context
 def edm2_verify(
     context, snapshot, checkpoint, device, precision, checks, seeds, sigmas, batch, steps, reference,
-    trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, truth, golden, sweep, report,
-    force, json_,
+    trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout, truth, golden, sweep,
+    report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
@@ -165,7 +165,7 @@ def edm2_verify(
             raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
         return _golden(golden, device, report, json_)
     if show_source:
-        _show_source(Fetching(sha256, cache_dir, offline).bring(locate(snapshot, preset)[0]), json_)
+        _show_source(Fetching(sha256, cache_dir, offline, timeout).bring(locate(snapshot, preset)[0]), json_)
         return 0
     if sweep and "throughput" not in checks:
         checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
@@ -175,7 +175,7 @@ def edm2_verify(
     options = Options(snapshot, checkpoint, plan, device, reference, truth, sweep)
     _check_usage(context, options, save_truth, trust_embedded_code)
     if location is not None:  # fetched when everything else is known to be right
-        snapshot = Fetching(sha256, cache_dir, offline).bring(location)
+        snapshot = Fetching(sha256, cache_dir, offline, timeout).bring(location)
         options = dataclasses.replace(options, snapshot=snapshot)
     if steps is None and truth is None and torch_device(options) == "cpu":
         options = _fewer_steps(options)
@@ -219,7 +219,8 @@ def _check_usage(context, options: Options, save_truth, trusted: bool):
             "trust where the file came from"
         )
     if options.snapshot is not None and options.snapshot.suffix == ".safetensors":
-        raise click.UsageError(f"{options.snapshot} is a checkpoint: name it with --checkpoint, beside the snapshot")
+        shown = Location(str(options.snapshot)).name
+        raise click.UsageError(f"{shown} is a checkpoint: name it with --checkpoint, beside the snapshot")
 
 
 def _fewer_steps(options: Options) -> Options:
