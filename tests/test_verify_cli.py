@@ -146,7 +146,7 @@ def test_two_machines(small_pkl, tmp_path):
     fails(small_pkl, "--save-truth", truth, text="exists; use --force")
     short = tmp_path / "short.npz"
     short.write_bytes(truth.read_bytes()[:10_000])
-    fails(small_pkl, "--truth", short, text="short.npz: is no zip archive, or cut short; make it again with --save-truth")
+    fails(small_pkl, "--truth", short, text="short.npz: is no zip archive, or cut short; make it again")
 
 
 def test_truth_of_another_network(small_pkl, digits_pkl, tmp_path):

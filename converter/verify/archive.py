@@ -28,12 +28,14 @@ class ArchiveError(ValueError):
 
 def stored_members(file: BinaryIO) -> dict[str, tuple[int, int]]:
     """(start, size) of every member's bytes, by name, in their order in the file. Raises: ArchiveError, OSError."""
-    _check_end(file)
+    count = _check_end(file)
     try:
         with zipfile.ZipFile(file) as archive:
             entries, end = archive.infolist(), archive.start_dir
     except _BROKEN as error:
         raise ArchiveError(f"is a damaged zip archive ({error})") from None
+    if len(entries) != count:
+        raise ArchiveError(f"is a damaged zip archive: it counts {count:,} members and lists {len(entries):,}")
     found: dict[str, tuple[int, int]] = {}
     at = 0
     for entry in entries:
@@ -52,27 +54,29 @@ def stored_members(file: BinaryIO) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _check_end(file: BinaryIO):
-    """The end of the archive is that of the file, and what zipfile is going to read of its directory is bounded."""
+def _check_end(file: BinaryIO) -> int:
+    """How many members the archive says it has; its end is that of the file, and zipfile has little to read."""
     size = file.seek(0, os.SEEK_END)
     tail = _read_at(file, max(size - 98, 0), min(size, 98))
     if tail[-22:-18] != _END:
         raise ArchiveError("is no zip archive, or cut short")
-    _, _, _, count, directory, offset, _ = struct.unpack("<4H2IH", tail[-18:])
+    disk, first, here, count, directory, offset, comment = struct.unpack("<4H2IH", tail[-18:])
     length = 22
     if tail[-42:-38] == _LOCATOR and len(tail) == 98 and tail[:4] == _END64:
-        count, directory, offset = struct.unpack("<3Q", tail[32:56])
+        disk, first, here, count, directory, offset = struct.unpack("<2I4Q", tail[16:56])
         length = 98
-    if offset + directory + length != size:
+    if (disk, first, comment) != (0, 0, 0) or here != count or offset + directory + length != size:
         raise ArchiveError("is no zip archive of one piece")
     if count > MOST_MEMBERS or directory > MOST_DIRECTORY:
         raise ArchiveError(f"has {count:,} members in a directory of {directory:,} bytes, more than is ever needed")
+    return count
 
 
 def beginning(file: BinaryIO, name: str, size: int) -> bytes:
     """The first bytes of a member that may be compressed; none if it cannot be read."""
     with contextlib.suppress(*_BROKEN):
-        _check_end(file)
+        if _check_end(file) > 10_000:  # what is read twice should be small
+            return b""
         with zipfile.ZipFile(file) as archive:
             if archive.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 with archive.open(name) as member:
