@@ -249,6 +249,8 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
     )
     fails(digits_pkl, "--seeds", "3-1", text="is no list of seeds")
     fails(digits_pkl, "--sigmas", "0,1", text="is no list of noise levels above 0")
+    fails(digits_pkl, "--save-truth", tmp_path / "x.npz", "--checks", "throughput", text="nothing to keep")
+    fails(digits_pkl, "--save-truth", tmp_path / "x.npz", "--seeds", "0-999", text="ask for fewer --seeds")
     fails(digits_pkl, "--batch", "0", text="0 is not in the range")
     fails(digits_pkl, "--device", "gpu", text="JAX finds no gpu here")
     fails(digits_pkl, "--checks", "all", "--truth", tmp_path / "none.npz", text="--checks is fixed by the --truth file")

@@ -194,6 +194,8 @@ def _check_usage(context, options: Options, save_truth, trusted: bool):
         raise click.UsageError("PyTorch is not installed: pip install torch, or bring what it computes with --truth")
     if options.truth is not None and save_truth is not None:
         raise click.UsageError("--truth and --save-truth exclude each other")
+    if save_truth is not None and options.plan.checks == ("throughput",):
+        raise click.UsageError("--save-truth keeps what PyTorch computes, and throughput computes nothing to keep")
     if options.snapshot is None and options.truth is None:
         raise click.UsageError("give a SNAPSHOT (.pkl)")
     if options.snapshot is None and options.checkpoint is None:

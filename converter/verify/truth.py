@@ -28,6 +28,7 @@ import numpy as np
 
 from converter.errors import ConverterError
 from converter.verify import facts as facts_of_truth
+from converter.verify import shapes
 from converter.verify.archive import (
     MOST_MEMBERS,
     ArchiveError,
@@ -36,7 +37,9 @@ from converter.verify.archive import (
     read_member,
     stored_members,
 )
+from converter.verify.cases import Plan
 from jax_edm2 import strict_json
+from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
 
 SCHEMA = "edm2-truth/2"
@@ -184,8 +187,8 @@ class _Record:
         if set(record) != {"schema", "sha256", "members", "facts"}:
             raise ArchiveError(f"has a {MEMBER} of {', '.join(map(brief, list(record)[:9]))}, not of members and facts")
         self.members = _members(record["members"])
-        shapes = {key: (dtype, shape) for key, (dtype, shape, _) in self.members.items()}
-        self.facts, self.plan, self.config = facts_of_truth.check(record["facts"], shapes)
+        arrays = {key: (dtype, shape) for key, (dtype, shape, _) in self.members.items()}
+        self.facts, self.plan, self.config = facts_of_truth.check(record["facts"], arrays)
 
 
 def _read(file: BinaryIO) -> tuple[dict[str, int], _Record]:
@@ -242,6 +245,13 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 def _digest(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
+
+
+def check_room(plan: Plan, config: EDM2Config):
+    """Refuse what `TruthWriter` would refuse only after hours. Raises: TruthError."""
+    each = len(shapes.tap_shapes(config, 1)) + len(shapes.of_a_case(config, 1))
+    if "forward" in plan.checks and each * len(plan.seeds) + 3 * len(shapes.trained(config)) > MOST_MEMBERS:
+        raise TruthError(f"{len(plan.seeds):,} seeds have more taps than a truth file may hold: ask for fewer --seeds")
 
 
 def projection(name: str, value: np.ndarray) -> np.ndarray:
