@@ -31,10 +31,12 @@ survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree w
 
 hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
 	$(BIN)/python -m tests.hostile $(ARGS)
+	$(BIN)/python -m tests.hostile_truths $(ARGS)
 
 fuzz: $(READY)  ## 20,000 mutants of sound snapshots; 5,000 beside what torch itself would read
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m tests.differential
+	$(BIN)/python -m tests.fuzz_truths
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.sampling_survey $(ARGS)

@@ -8,6 +8,7 @@ against it, and so comes the tolerance. Names, shapes and digests must not chang
 """
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -17,18 +18,18 @@ import torch
 
 from converter.verify import oracle
 from converter.verify.cases import Plan
-from converter.verify.golden import FOLDER, MARGIN, check_golden, network_tensors, normalised_digest
+from converter.verify.golden import FOLDER, check_golden, network_tensors, normalised_digest
 from converter.verify.oracle_job import Job
 from converter.verify.run import Outcome
 from converter.verify.taps import taps
 from converter.verify.truth import Truth, TruthWriter, projection
+from converter.verify.verdict import KINDS, LARGEST_MEASURED, tolerance_of
 from golden.networks import DIGITS, NETWORKS
 from torch_ref.network import Precond
 from torch_ref.snapshot import write_snapshot
 
 PLAN = Plan(sigmas=(0.3, 20.0), batch=2, steps=8)
 NAMES = [*NETWORKS, "digits"]
-KINDS = ("accumulated", "compiled", "gradient", "trajectory")
 STEPS = ("step/", "ema/")
 CLOSE = 1e-9  # relative, between two computations of a truth; measured between 1 and 2 threads: 3e-16
 
@@ -45,13 +46,13 @@ def record(name, folder):
     oracle.compute(Job(str(snapshot), str(full), PLAN))
     with Truth(full) as truth:
         facts = {"network": name, "normalised": normalised_digest(tensors)}
-        write(truth, path, {**facts, "tolerance": tolerance(dict.fromkeys(KINDS, 1.0))})  # only to be measured
+        write(truth, path, {**facts, **allowance(dict.fromkeys(KINDS, LARGEST_MEASURED), [{}])})  # only to be measured
         with Truth(path) as golden:
             outcome = check_golden(golden)
         path.unlink()
         measured = largest_errors(outcome)
         on = [outcome.facts["environment"]["JAX"], outcome.facts["environment"]["PyTorch"]]
-        write(truth, path, {**facts, "measured": measured, "on": on, "tolerance": tolerance(measured)})
+        write(truth, path, {**facts, **allowance(measured, on)})
     full.unlink()
 
 
@@ -68,18 +69,8 @@ def largest_errors(outcome: Outcome):
     }
 
 
-def tolerance(measured):
-    """The fields of a Tolerance that allows MARGIN times what was measured, and nothing else."""
-    forward = MARGIN * max(measured["accumulated"], measured["compiled"])
-    return {
-        "k": 0.0,
-        "isolated": forward,
-        "accumulated": forward,
-        "gradient": MARGIN * measured["gradient"],
-        "trajectory": MARGIN * measured["trajectory"],
-        "rounding": 0.0,
-        "ceiling": 1.0,
-    }
+def allowance(measured, on):
+    return {"measured": measured, "on": on, "tolerance": dataclasses.asdict(tolerance_of(measured))}
 
 
 def write(truth: Truth, path: Path, golden):

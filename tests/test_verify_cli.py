@@ -147,7 +147,7 @@ def test_two_machines(small_pkl, tmp_path):
     fails(small_pkl, "--save-truth", truth, text="exists; use --force")
     short = tmp_path / "short.npz"
     short.write_bytes(truth.read_bytes()[:10_000])
-    fails(small_pkl, "--truth", short, text="short.npz: is no complete truth file")
+    fails(small_pkl, "--truth", short, text="short.npz: is no zip archive, or cut short; make it again")
 
 
 def test_truth_of_another_network(small_pkl, digits_pkl, tmp_path):
@@ -250,6 +250,8 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
     )
     fails(digits_pkl, "--seeds", "3-1", text="is no list of seeds")
     fails(digits_pkl, "--sigmas", "0,1", text="is no list of noise levels above 0")
+    fails(digits_pkl, "--save-truth", tmp_path / "x.npz", "--checks", "throughput", text="nothing to keep")
+    fails(digits_pkl, "--save-truth", tmp_path / "x.npz", "--seeds", "0-999", text="ask for fewer --seeds")
     fails(digits_pkl, "--batch", "0", text="0 is not in the range")
     fails(digits_pkl, "--device", "gpu", text="JAX finds no gpu here")
     fails(digits_pkl, "--checks", "all", "--truth", tmp_path / "none.npz", text="--checks is fixed by the --truth file")

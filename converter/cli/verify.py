@@ -20,8 +20,9 @@ from converter.cli.source import Fetching, Location, locate
 from converter.cli.source import options as source_options
 from converter.flops import multiply_accumulates
 from converter.snapshot import read_snapshot
-from converter.verify.cases import SIGMAS, Plan
-from converter.verify.run import CHECKS, Options, run_oracle, torch_device, verify
+from converter.verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
+from converter.verify.run import Options, run_oracle, torch_device, verify
+from converter.verify.truth import Truth
 from jax_edm2 import __version__
 from jax_edm2.files import whole_or_nothing
 
@@ -62,10 +63,9 @@ class Sigmas(click.ParamType):
             return value
         try:
             sigmas = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            sigmas = ()
-        if not sigmas or not all(0 < sigma < 1e6 for sigma in sigmas):
-            self.fail(f"{value!r} is no list of noise levels above 0 such as 0.002,1,80", param, ctx)
+            Plan(sigmas=sigmas).check()
+        except (ValueError, PlanError):
+            self.fail(f"{value!r:.100} is no list of noise levels above 0 such as 0.002,1,80", param, ctx)
         return sigmas
 
 
@@ -77,7 +77,7 @@ class Checks(click.ParamType):
             return value
         names = CHECKS if value == "all" else tuple(part.strip() for part in value.split(","))
         if unknown := [name for name in names if name not in CHECKS]:
-            self.fail(f"{unknown[0]!r} is none of {', '.join(CHECKS)}, all", param, ctx)
+            self.fail(f"{unknown[0]!r:.100} is none of {', '.join(CHECKS)}, all", param, ctx)
         return tuple(check for check in CHECKS if check in names)
 
 
@@ -104,7 +104,9 @@ class Checks(click.ParamType):
 @click.option(
     "--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="And throughput; or all."
 )
-@click.option("--seeds", type=Seeds(), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7.")
+@click.option(
+    "--seeds", type=Seeds(MOST_SEEDS), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7."
+)
 @click.option(
     "--sigmas",
     type=Sigmas(),
@@ -112,10 +114,12 @@ class Checks(click.ParamType):
     show_default=True,
     help="Noise levels, dealt to the images of a batch in turn.",
 )
-@click.option("--batch", type=click.IntRange(1, 65536), default=Plan().batch, show_default=True, help="Images at once.")
+@click.option(
+    "--batch", type=click.IntRange(1, MOST_BATCH), default=Plan().batch, show_default=True, help="Images at once."
+)
 @click.option(
     "--steps",
-    type=click.IntRange(2, 10_000),
+    type=click.IntRange(FEWEST_STEPS, MOST_STEPS),
     help="Of the Heun trajectory.  [default: 32; 10 for networks from S up on a CPU, which saves 5 minutes at S]",
 )
 @click.option(
@@ -133,7 +137,9 @@ class Checks(click.ParamType):
 )
 @click.option("--show-source", is_flag=True, help="Print the source that this would execute, and execute nothing.")
 @click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
-@click.option("--truth", type=click.Path(path_type=Path), help="Use such a file; needs no PyTorch.")
+@click.option(
+    "--truth", type=click.Path(path_type=Path), help="Use such a file, checked by the digests in it; needs no PyTorch."
+)
 @click.option(
     "--golden",
     type=click.Path(path_type=Path, file_okay=False),
@@ -188,7 +194,7 @@ def edm2_verify(
             run_oracle(options, temporary)
         say(f"{save_truth}: {save_truth.stat().st_size / 1e6:.1f} MB; use it with --truth {save_truth}")
         return 0
-    _start_jax(options)
+    _start_jax(device, plan.precision if truth is None else _precision_of(truth))
     with _stages() as stage:
         outcome = verify(options, stage)
     return _report(outcome, report, json_)
@@ -203,6 +209,8 @@ def _check_usage(context, options: Options, save_truth, trusted: bool):
         raise click.UsageError("PyTorch is not installed: pip install torch, or bring what it computes with --truth")
     if options.truth is not None and save_truth is not None:
         raise click.UsageError("--truth and --save-truth exclude each other")
+    if save_truth is not None and options.plan.checks == ("throughput",):
+        raise click.UsageError("--save-truth keeps what PyTorch computes, and throughput computes nothing to keep")
     if options.snapshot is None and options.truth is None:
         raise click.UsageError("give a SNAPSHOT (.pkl)")
     if options.snapshot is None and options.checkpoint is None:
@@ -254,14 +262,22 @@ def _show_source(path: Path, json_: bool):
             say(f"{'+' if at else number:>6}  {line[at : at + SHOWN]}".rstrip(" "))
 
 
-def _start_jax(options: Options):
+def _precision_of(path: Path) -> str:
+    """Of a truth file, which is refused before JAX is started. Raises: TruthError, click.UsageError."""
+    with Truth(path) as truth:
+        if truth.plan.checks == ("throughput",):
+            raise click.UsageError(f"{path} has nothing to compare with: it was made with --checks throughput")
+        return truth.plan.precision
+
+
+def _start_jax(device: str, precision: str):
     """Bring JAX up on the device asked for, with the flags that the precision needs."""
     from converter.verify.precision import set_xla_flags, xla_flags
 
-    unknown = set_xla_flags(xla_flags(options.plan.precision, options.device))
+    unknown = set_xla_flags(xla_flags(precision, device))
     if unknown:
         say(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
-    start(options.device)
+    start(device)
 
 
 @contextlib.contextmanager
@@ -282,13 +298,13 @@ def _stages():
 
 
 def _report(outcome, folder: Path | None, json_: bool) -> int:
-    from converter.verify.report import terminal, to_json
+    from converter.verify.report import dumps, terminal, to_json
 
     record = to_json(outcome)
     if folder is not None:
         _write(record, folder)
     if json_:
-        click.echo(json.dumps(record, sort_keys=True, allow_nan=False))
+        click.echo(dumps(record))
     else:
         for line in terminal(record):
             say(line)
@@ -299,10 +315,13 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
 
 def _write(record: dict[str, Any], folder: Path):
     from converter.verify.html import html
-    from converter.verify.report import markdown
+    from converter.verify.report import dumps, markdown
 
-    text = json.dumps(record, sort_keys=True, allow_nan=False)
-    for name, content in (("report.json", text), ("report.md", markdown(record)), ("report.html", html(record))):
+    for name, content in (
+        ("report.json", dumps(record)),
+        ("report.md", markdown(record)),
+        ("report.html", html(record)),
+    ):
         with whole_or_nothing(folder / name, overwrite=True) as temporary:
             temporary.write_text(content, encoding="utf-8")
 
@@ -310,13 +329,15 @@ def _write(record: dict[str, Any], folder: Path):
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
     """Hold this machine to goldens: the exit code."""
     from converter.verify import golden
+    from converter.verify.report import dumps
 
-    _start_jax(Options(device=device))
+    paths = golden.find_goldens(golden.FOLDER if str(folder) == OURS else folder)
+    _start_jax(device, Plan().precision)
     with _stages() as stage:
-        outcomes = list(golden.check_goldens(golden.FOLDER if str(folder) == OURS else folder, stage))
+        outcomes = list(golden.check_goldens(paths, stage))
     records = golden.check_records()
     record = golden.to_json(outcomes, records)
-    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    text = dumps(record)
     if report is not None:
         for name, each in record["reports"].items():
             (report / name).mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,26 @@
 """Test inputs that are able to show a bug: every noise level, several labels and no label, noise of fixed seeds."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from jax_edm2.config import EDM2Config
+from jax_edm2.messages import brief
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
+CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+MOST_SEEDS, LARGEST_SEED = 10_000, 10**18 - 1
+MOST_SIGMAS, LARGEST_SIGMA = 1000, 1e6
+MOST_BATCH = 65536
+FEWEST_STEPS, MOST_STEPS = 1, 10_000
+
+
+class PlanError(ValueError):
+    """A plan that asks for something that nobody can do. The message is a phrase: 'batch must be ...'."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +35,45 @@ class Plan:
     precision: str = "float32"
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
-        """From the fields as JSON has them, with lists for tuples."""
+    def from_json(cls, fields: Any) -> Self:
+        """From the fields as JSON has them, with lists for tuples. Raises: PlanError."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or set(fields) != set(names):
+            raise PlanError(f"must have {', '.join(names)}, and nothing else")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return cls(**values)
+        plan = cls(**values)
+        plan.check()
+        return plan
+
+    def check(self):
+        """Raises: PlanError."""
+        if not _several(self.checks, len(CHECKS), lambda v: isinstance(v, str) and v in CHECKS):
+            raise PlanError(f"checks must be different names of {', '.join(CHECKS)}, not {brief(self.checks)}")
+        if not _several(self.seeds, MOST_SEEDS, lambda v: _whole(v, 0, LARGEST_SEED)):
+            raise PlanError(f"seeds must be different numbers from 0, {MOST_SEEDS:,} at most, not {brief(self.seeds)}")
+        if not _several(self.sigmas, MOST_SIGMAS, _is_sigma, different=False):
+            raise PlanError(f"sigmas must be noise levels above 0, {MOST_SIGMAS:,} at most, not {brief(self.sigmas)}")
+        if not _whole(self.batch, 1, MOST_BATCH):
+            raise PlanError(f"batch must be a number from 1 to {MOST_BATCH:,}, not {brief(self.batch)}")
+        if not _whole(self.steps, FEWEST_STEPS, MOST_STEPS):
+            raise PlanError(f"steps must be a number from {FEWEST_STEPS} to {MOST_STEPS:,}, not {brief(self.steps)}")
+        if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
+            raise PlanError(f"precision must be one of {', '.join(PRECISIONS)}, not {brief(self.precision)}")
+
+
+def _several(values: Any, most: int, good, different: bool = True) -> bool:
+    """Is this a tuple of 1 to `most` values that are `good`?"""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not 1 <= len(values) <= most:
+        return False
+    return all(map(good, values)) and (not different or len(set(values)) == len(values))
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_sigma(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < LARGEST_SIGMA
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ compiled as a whole; of gradients the norm and random projections (`projection`)
     measured    {accumulated, compiled, gradient, trajectory: the largest error that was seen, of JAX on the machines
                 listed, or of PyTorch, in float32 against the truth}
     on          the machines and versions that the errors were seen on
-    tolerance   the fields of a Tolerance: each floor is MARGIN times the error that was measured
+    tolerance   the fields of a Tolerance: each floor is MARGIN times the error that was measured (see `verdict`)
     normalised  digest of the weights after normalisation in float64, rounded to float32
 """
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,13 @@ from converter.verify.report import clean, number, wrap
 from converter.verify.run import Options, Outcome, judge
 from converter.verify.truth import Truth
 from converter.verify.verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
+from jax_edm2 import strict_json
+from jax_edm2.config import EDM2Config
 
 FOLDER = Path(golden.__file__).parent / "truths"
-MARGIN = 3.0
 SCHEMA = "edm2-golden/1"
+MOST_GOLDENS = 100
+MOST_BYTES = 64 * 2**20  # of a golden; ours have 80 to 330 KB
 COMPILING = 2  # at once
 
 
@@ -56,21 +60,54 @@ class Exact:
         return self.problem is None and self.error <= self.limit
 
 
-def check_goldens(folder: Path = FOLDER, progress: Callable[[str], None] = lambda stage: None) -> Iterator[Outcome]:
-    """Hold this machine to every golden of a folder, in strict float32. Raises: GoldenError, ConverterError."""
-    paths = sorted(folder.glob("*.npz"))
+def find_goldens(folder: Path = FOLDER) -> list[Path]:
+    """A folder's goldens, every array of them held to its digest. Needs no JAX. Raises: GoldenError, TruthError."""
+    try:
+        with os.scandir(folder) as entries:
+            found = (Path(entry.path) for entry in entries if entry.name.endswith(".npz"))
+            paths = sorted(itertools.islice(found, MOST_GOLDENS + 1))
+    except OSError as error:
+        raise GoldenError(f"{folder}: {error.strerror}") from None
     if not paths:
         raise GoldenError(f"{folder}: has no goldens (*.npz); make golden records them")
+    if len(paths) > MOST_GOLDENS:
+        raise GoldenError(f"{folder}: has more than {MOST_GOLDENS} goldens")
+    networks: dict[str, Path] = {}
+    for path in paths:
+        with Truth(path) as truth:
+            network = _network(truth)
+            if network in networks:
+                raise GoldenError(f"{path}: is of the same network as {networks[network].name}")
+            networks[network] = path
+            for key in sorted(truth.keys()):
+                _ = truth[key]
+    return paths
+
+
+def _network(truth: Truth) -> str:
+    """The name of a golden's network, which is the one that it says. Raises: GoldenError."""
+    if truth.golden is None:
+        raise GoldenError(f"{truth.path}: is a truth file and no golden; use it with --truth")
+    if truth.path.stat().st_size > MOST_BYTES:
+        raise GoldenError(f"{truth.path}: has more than {MOST_BYTES / 1e6:.0f} MB, which no golden has")
+    network = truth.golden["network"]
+    if truth.config != network_config(network):
+        raise GoldenError(f"{truth.path}: has another configuration than the network {network!a:.60}")
+    return network
+
+
+def check_goldens(
+    paths: Iterable[Path] | None = None, progress: Callable[[str], None] = lambda stage: None
+) -> Iterator[Outcome]:
+    """Hold this machine to goldens, in strict float32; to ours, if none are given. Raises: ConverterError."""
 
     def check(path: Path) -> Outcome:
         with Truth(path) as truth:
-            if truth.golden is None:
-                raise GoldenError(f"{path}: is a truth file and no golden; use it with --truth")
-            progress(truth.golden["network"])
+            progress(_network(truth))
             return check_golden(truth)
 
     with ThreadPoolExecutor(COMPILING) as pool:  # nearly all of the time is XLA's, which compiles on one core
-        yield from pool.map(check, paths)
+        yield from pool.map(check, find_goldens() if paths is None else paths)
 
 
 def check_golden(truth: Truth) -> Outcome:
@@ -97,27 +134,47 @@ def check_records() -> list[Exact]:
     from golden import ema, torch_streams
 
     checks = []
-    for device, record in json.loads(torch_streams.RECORD.read_text()).items():
+    for device, record in _record(torch_streams.RECORD).items():
         error, wrong = torch_streams.distance(device, record)
         problem = f"{wrong} labels differ" if wrong else None
         checks.append(Exact(f"torch's random stream, {device}", error, torch_streams.bound(device), problem))
-    errors = ema.distance(json.loads(ema.RECORD.read_text()))
+    errors = ema.distance(_record(ema.RECORD))
     names = ("EMA exponents", "EMA averages", "post-hoc EMA coefficients")
     checks += [Exact(*each) for each in zip(names, errors, ema.BOUNDS, strict=True)]
     return checks
 
 
+def _record(path: Path) -> Any:
+    try:
+        return strict_json.loads(path.read_bytes())
+    except (OSError, strict_json.JSONError) as error:
+        raise GoldenError(f"{path}: {error}; make golden records it") from None
+
+
+def network_config(network: str) -> EDM2Config:
+    """Of a golden's network. Raises: GoldenError."""
+    from golden.networks import DIGITS, NETWORKS
+
+    if network == "digits":
+        from converter.snapshot import read_snapshot
+
+        with read_snapshot(DIGITS) as snapshot:
+            return snapshot.config
+    if network not in NETWORKS:
+        raise GoldenError(f"nobody knows how to make the network {network!a:.60} of a golden")
+    return EDM2Config(**NETWORKS[network])
+
+
 def network_tensors(network: str) -> dict[str, np.ndarray]:
     """float32 tensors of a golden's network, by their names in a snapshot. Raises: GoldenError."""
-    from golden.networks import DIGITS, NETWORKS, weights
+    from golden.networks import DIGITS, weights
 
     if network == "digits":
         from converter.snapshot import read_snapshot
 
         with read_snapshot(DIGITS) as snapshot:
             return {name: np.asarray(snapshot.read(name), np.float32) for name in snapshot.tensors}
-    if network not in NETWORKS:
-        raise GoldenError(f"nobody knows how to make the network {network!r} of a golden")
+    network_config(network)
     return weights(network)
 
 

@@ -1,9 +1,9 @@
 """The report as one self-contained page: the verdict first, then what it rests on. It fetches nothing."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
+from converter.verify.markup import escape
 from converter.verify.plots import Series, log_plot
 from converter.verify.report import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
 from converter.verify.verdict import AGREES
@@ -243,7 +243,8 @@ def _trajectory(report: dict[str, Any]) -> str:
 
 
 def _throughput(report: dict[str, Any]) -> str:
-    return "".join(f"<pre>{escape(chr(10).join(throughput_lines(entry)))}</pre>" for entry in report["throughput"])
+    shown = ("\n".join(map(escape, throughput_lines(entry))) for entry in report["throughput"])
+    return "".join(f"<pre>{text}</pre>" for text in shown)
 
 
 def _how(report: dict[str, Any]) -> str:

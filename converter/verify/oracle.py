@@ -43,7 +43,7 @@ from converter.verify.taps import (
     boundaries,
 )
 from converter.verify.torch_taps import tapped
-from converter.verify.truth import TruthWriter
+from converter.verify.truth import TruthWriter, check_room
 from torch_ref.sampling import heun_states, noise_levels
 from torch_ref.training import power_function_exponent
 
@@ -53,6 +53,7 @@ def compute(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     switches = set_torch(job.plan.precision, job.device)
     with read_snapshot(job.snapshot) as snapshot, TruthWriter(Path(job.output)) as truth:
+        check_room(job.plan, snapshot.config)
         oracle = _Oracle(snapshot, job, truth)
         with oracle.reference.truth():
             oracle.write_truth()

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from converter.verify.markup import escape
 
 WIDTH, HEIGHT = 1080, 300
 LEFT, RIGHT, TOP = 58, 12, 32
+LOWEST, HIGHEST = 1e-20, 1e10  # what is beyond is drawn at the edge
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ def log_plot(
     series: Sequence[Series], groups: Sequence[tuple[str, int]], bad: Sequence[int] = (), label: str = ""
 ) -> str:
     """An SVG element. groups: (name, number of x values) along the axis. bad: indices of x to mark."""
-    values = sorted(error for s in series for error, _ in s.points if error)
+    values = sorted(min(max(error, LOWEST), HIGHEST) for s in series for error, _ in s.points if error)
     if not values:
         return "<p>nothing was measured</p>"
     high = math.ceil(math.log10(values[-1]))
@@ -35,7 +37,8 @@ def log_plot(
         return LEFT + (i + 0.5) * step
 
     def y(error):
-        return bottom - (math.log10(max(error, 10.0**low)) - low) / (high - low) * (bottom - TOP)
+        shown = math.log10(min(max(error, 10.0**low), 10.0**high))
+        return bottom - (shown - low) / (high - low) * (bottom - TOP)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     for i in bad:

@@ -24,16 +24,22 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from converter import embedded
+from converter.verify.markup import markdown as md
+from converter.verify.markup import markdown_code as code
 from converter.verify.run import Outcome
 from converter.verify.taps import OPERATIONS, scopes
 from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
 from jax_edm2 import __version__
 from jax_edm2.config import EDM2Config
+from jax_edm2.messages import one_line, printable
 
 SCHEMA = "edm2-verify/1"
 HEADLINES = {
@@ -130,12 +136,21 @@ def title(report: dict[str, Any], write: Callable[[str], str] = str.lower) -> st
 
 
 def clean(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """The value in JSON's types, which have no NaN and no infinity: those are null."""
     if isinstance(value, dict):
-        return {key: clean(v) for key, v in value.items()}
+        return {str(key): clean(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [clean(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, np.generic | np.ndarray):
+        return clean(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def dumps(record: dict[str, Any]) -> str:
+    """One line of JSON that any parser reads."""
+    return json.dumps(clean(record), sort_keys=True, allow_nan=False)
 
 
 def _measurement(m: Measurement) -> dict[str, Any]:
@@ -188,8 +203,10 @@ def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str,
 
 def share(m: dict[str, Any]) -> float:
     """An error as a share of what is allowed; infinite where something else is wrong."""
-    if m["error"] is None or not math.isfinite(m["error"]):
+    if m["error"] is None or m["scale"] is None:
         return math.inf
+    if not m["limit"]:  # null, for infinite: a condition number that allows anything
+        return 0.0 if m["limit"] is None else math.inf
     return max(m["error"], abs(m["scale"] - 1)) / m["limit"]
 
 
@@ -299,27 +316,30 @@ def wrap(prefix: str, text: str, width: int = 100) -> list[str]:
     import textwrap
 
     return textwrap.wrap(
-        text, width, initial_indent=prefix, subsequent_indent=" " * len(prefix), break_on_hyphens=False
+        printable(text), width, initial_indent=prefix, subsequent_indent=" " * len(prefix), break_on_hyphens=False
     ) or [prefix.rstrip()]
 
 
 def markdown(report: dict[str, Any]) -> str:
     """A text for a pull request."""
-    lines = [f"### edm2-verify: {title(report)}", "", f"{report['headline']}: `{subject(report)}`"]
-    lines[-1] += f", `{report['checkpoint']}`." if report["checkpoint"] else "."
-    lines += [f"- **guilty**: `{g['scope']}`, {g['operation']} ({g['what']}): {g['why']}" for g in report["guilty"]]
-    lines += [f"- {reason}" for reason in report["reasons"]]
+    lines = [f"### edm2-verify: {title(report)}", "", f"{report['headline']}: {code(subject(report))}"]
+    lines[-1] += f", {code(report['checkpoint'])}." if report["checkpoint"] else "."
+    lines += [
+        f"- **guilty**: {code(g['scope'])}, {md(g['operation'])} ({md(g['what'])}): {md(g['why'])}"
+        for g in report["guilty"]
+    ]
+    lines += [f"- {md(reason)}" for reason in report["reasons"]]
     lines += ["", "| check | | |", "|---|---|---|"]
-    lines += [f"| {name} | {verdict} | {text} |" for name, verdict, text in check_lines(report)]
+    lines += [f"| {md(name)} | {verdict} | {md(text)} |" for name, verdict, text in check_lines(report)]
     for entry in report["throughput"]:
         if "ended" not in entry:
-            lines += ["", "```", *throughput_lines(entry), "```"]
-    lines += [f"\n{warning}." for warning in report["warnings"]]
+            lines += ["", *(f"    {one_line(line)}" for line in throughput_lines(entry))]  # code, by its indentation
+    lines += [f"\n{md(warning)}." for warning in report["warnings"]]
     jax, torch = report["environment"]["JAX"], report["environment"]["PyTorch"]
-    source = "a golden" if report["golden"] else f"snapshot `sha256:{report['snapshot']['sha256']}`"
+    source = "a golden" if report["golden"] else f"snapshot {code('sha256:' + str(report['snapshot']['sha256']))}"
     lines += [
         "",
-        f"{report['plan']['precision']}, JAX {jax['jax']} on {jax['device']}, PyTorch {torch['torch']} on "
-        f"{torch['device']}; {source}; edm2-jax {report['version']}.",
+        f"{report['plan']['precision']}, JAX {md(jax['jax'])} on {md(jax['device'])}, PyTorch "
+        f"{md(torch['torch'])} on {md(torch['device'])}; {source}; edm2-jax {report['version']}.",
     ]
     return "\n".join(lines) + "\n"

@@ -45,7 +45,6 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**28),
 }
 INTERRUPTED = 130
-CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
 Progress = Callable[[str], None]
 
 

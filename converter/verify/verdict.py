@@ -61,6 +61,25 @@ TOLERANCES = {
 }
 
 
+MARGIN = 3.0  # of a golden: what is allowed, in what was measured
+LARGEST_MEASURED = 1e-3  # float32 is never as far from the truth: see BENCHMARKS.md
+KINDS = ("accumulated", "compiled", "gradient", "trajectory")  # that a golden has
+
+
+def tolerance_of(measured: dict[str, float]) -> Tolerance:
+    """What a golden allows: MARGIN times what was measured of each of KINDS, and nothing else."""
+    forward = MARGIN * max(measured["accumulated"], measured["compiled"])
+    return Tolerance(
+        k=0.0,
+        isolated=forward,
+        accumulated=forward,
+        gradient=MARGIN * measured["gradient"],
+        trajectory=MARGIN * measured["trajectory"],
+        rounding=0.0,
+        ceiling=1.0,
+    )
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One result beside the truth. kind: isolated, accumulated, compiled, gradient, step or trajectory."""
