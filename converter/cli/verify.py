@@ -111,7 +111,7 @@ class Checks(click.ParamType):
 @click.option("--batch", type=click.IntRange(1, 65536), default=Plan().batch, show_default=True, help="Images at once.")
 @click.option(
     "--steps",
-    type=click.IntRange(2, 10_000),
+    type=click.IntRange(1, 10_000),
     help="Of the Heun trajectory.  [default: 32; 10 for networks from S up on a CPU, which saves 5 minutes at S]",
 )
 @click.option(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from converter import processes
 from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
-from converter.verify.oracle_job import Job
+from converter.verify.oracle_job import HELD, Job
 from converter.verify.truth import Truth
 from converter.verify.verdict import (
     AGREES,
@@ -53,7 +54,10 @@ class VerifyError(ConverterError):
 
 @dataclass(frozen=True)
 class Options:
-    """What edm2-verify was asked for. device: of JAX; auto, cpu, gpu or tpu. truth: a file to use, not to make."""
+    """What edm2-verify was asked for.
+
+    device: of JAX; auto, cpu, gpu or tpu. truth: a file to use, not to make. held: bytes of weights, see `oracle_job`.
+    """
 
     snapshot: Path | None = None
     checkpoint: Path | None = None
@@ -62,6 +66,7 @@ class Options:
     reference: str = "torch_ref"
     truth: Path | None = None
     sweep: bool = False
+    held: float = HELD
 
 
 @dataclass
@@ -92,7 +97,8 @@ class Outcome:
 
 def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = lambda: None):
     """Compute the truth file in a process of its own, and do something else meanwhile. Raises: ProcessFailed."""
-    job = Job(str(options.snapshot), str(output), options.plan, options.reference, torch_device(options))
+    device = torch_device(options)
+    job = Job(str(options.snapshot), str(output), options.plan, options.reference, device, options.held)
     process = subprocess.Popen(
         processes.module("converter.verify.oracle"),
         stdin=subprocess.PIPE, text=True, env={**OPENMP, **KEEP_MEMORY, **processes.environment()},
@@ -152,20 +158,24 @@ def verify(options: Options, progress: Progress = lambda stage: None) -> Outcome
 
 
 def load_candidate(options: Options, precision: str, config: EDM2Config, snapshot: Snapshot | None) -> "Candidate":
-    """The network of the checkpoint, or of the snapshot converted in memory."""
+    """The network of the checkpoint, or of the snapshot converted in memory, or left where it is if it is large."""
     import jax.numpy as jnp
 
     from converter.convert import in_memory
     from converter.verify.candidate import Candidate
+    from converter.verify.unread import unread
     from jax_edm2.checkpoint import load
+    from jax_edm2.config import expected_tree
     from jax_edm2.network import Precond
 
     dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
+    large = 4 * sum(map(math.prod, expected_tree(config).values())) > options.held
     if options.checkpoint is not None:
-        net, variables = load(options.checkpoint, dtype=jnp.float32, compute_dtype=dtype)
+        stored_dtype = None if large else jnp.float32
+        net, variables = load(options.checkpoint, dtype=stored_dtype, compute_dtype=dtype)
     else:
         assert snapshot is not None
-        net, variables = Precond(config, dtype), in_memory(snapshot)
+        net, variables = Precond(config, dtype), unread(snapshot) if large else in_memory(snapshot)
     return Candidate(net, variables, config)
 
 
