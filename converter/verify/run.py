@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
 from converter.verify.oracle_job import HELD, Job
+from converter.verify.taps import DENOISED, EMBEDDING, LOG_VARIANCE, tap_sizes
 from converter.verify.truth import Truth
 from converter.verify.verdict import (
     AGREES,
@@ -30,7 +32,7 @@ from converter.verify.verdict import (
     Tolerance,
     guilty,
 )
-from jax_edm2.config import EDM2Config
+from jax_edm2.config import EDM2Config, expected_tree
 
 if TYPE_CHECKING:
     from converter.verify.candidate import Candidate, Findings
@@ -97,6 +99,7 @@ class Outcome:
 
 def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = lambda: None):
     """Compute the truth file in a process of its own, and do something else meanwhile. Raises: ProcessFailed."""
+    _check_room(options, output.parent)
     device = torch_device(options)
     job = Job(str(options.snapshot), str(output), options.plan, options.reference, device, options.held)
     process = subprocess.Popen(
@@ -119,6 +122,32 @@ def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = l
         )
     if process.returncode:
         raise ProcessFailed(INTERRUPTED if process.returncode < 0 else process.returncode)
+
+
+def truth_bytes(config: EDM2Config, plan: Plan) -> int:
+    """Of the arrays of a truth file, nearly all of which are taps in float64."""
+    values = 0
+    if "forward" in plan.checks:
+        sizes = tap_sizes(config)
+        twice = {DENOISED, LOG_VARIANCE} | {tap for tap in sizes if tap.operation == "clip"}
+        twice |= {tap for tap in sizes if tap.scope == EMBEDDING and config.label_dim}  # without labels, too
+        values += plan.batch * len(plan.seeds) * sum(size * (1 + (tap in twice)) for tap, size in sizes.items())
+    if "trajectory" in plan.checks:
+        values += (plan.steps + 1) * config.img_channels * config.img_resolution**2
+    if "gradients" in plan.checks:  # in float32, the new value and its average
+        values += 3 * sum(map(math.prod, expected_tree(config).values())) // 2
+    return 8 * values
+
+
+def _check_room(options: Options, folder: Path):
+    """Raises: VerifyError if what is to be written to a folder does not fit."""
+    with read_snapshot(options.snapshot or "") as snapshot:
+        needed, free = truth_bytes(snapshot.config, options.plan), shutil.disk_usage(folder).free
+    if needed > free:
+        raise VerifyError(
+            f"{folder}: the truth takes {needed / 1e9:.1f} GB, and there are {free / 1e9:.1f} GB free: make room, "
+            "try a smaller --batch, or another folder (TMPDIR, for temporary files)"
+        )
 
 
 def torch_device(options: Options) -> str:
@@ -165,7 +194,6 @@ def load_candidate(options: Options, precision: str, config: EDM2Config, snapsho
     from converter.verify.candidate import Candidate
     from converter.verify.unread import unread
     from jax_edm2.checkpoint import load
-    from jax_edm2.config import expected_tree
     from jax_edm2.network import Precond
 
     dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
