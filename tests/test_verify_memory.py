@@ -3,11 +3,14 @@
 import math
 import sys
 
+import click
 import jax
 import numpy as np
 import pytest
 import torch
 
+from converter.cli.verify import edm2_verify
+from converter.errors import ConverterError
 from converter.snapshot import read_snapshot
 from converter.verify import jax_taps, oracle, run, unread
 from converter.verify.cases import Plan, make_case
@@ -28,11 +31,11 @@ CONFIG = {
     "label_dim": 3,
     "model_channels": 8,
     "channel_mult": [1],
-    "num_blocks": 1,
+    "num_blocks": 0,
     "attn_resolutions": [],
     "channels_per_head": 8,
 }
-PLAN = Plan(checks=("parameters", "forward", "trajectory"), steps=1, batch=2)
+PLAN = Plan(checks=("parameters", "forward", "trajectory"), steps=1, batch=1)
 SCALARS = 200  # bytes: more than all gains have
 
 
@@ -127,7 +130,25 @@ def test_jax_holds_the_weights_of_one_block(path, monkeypatch):
         candidate.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
     blocks = [f"/{spec.flavor}_{spec.name}/" for spec in config.architecture.encoder + config.architecture.decoder]
     sizes = [sum(4 * math.prod(shape) for name, shape in tree.items() if block in name) for block in blocks]
-    assert max(held) == max(sizes) < sum(sizes) / 3
+    assert max(held) == max(sizes) < sum(sizes) / 2
+
+
+def test_a_folded_network_is_shown_one_image_after_the_other(path):
+    shown = []
+
+    def denoise(variables, x, sigma, labels):
+        shown.append((len(x), len(sigma), len(labels)))
+        return x * sigma[:, None, None, None] + labels.sum(), sigma
+
+    with read_snapshot(path) as snapshot:
+        candidate = load_candidate(Options(path, held=0), "float32", snapshot.config, snapshot)
+        case = make_case(snapshot.config, Plan(batch=4), 0)
+        candidate._compiled["folded"] = denoise
+        denoised, logvar = candidate.denoise_folded(case.x, case.sigma, case.labels)
+    assert shown == [(1, 1, 1)] * 4
+    labels = case.labels.sum(axis=1)[:, None, None, None]
+    assert np.array_equal(denoised, case.x * case.sigma[:, None, None, None] + labels)
+    assert np.array_equal(logvar, case.sigma)
 
 
 def test_a_network_is_not_run_as_a_whole_while_pytorch_needs_the_memory(path, monkeypatch):
@@ -137,16 +158,21 @@ def test_a_network_is_not_run_as_a_whole_while_pytorch_needs_the_memory(path, mo
         load_candidate(Options(path, held=0), "float32", snapshot.config, snapshot).prepare(PLAN)
 
 
+def test_one_step_is_accepted_on_the_command_line(tmp_path):
+    arguments = [str(tmp_path / "none.pkl"), "--device", "cpu", "--steps"]
+    with pytest.raises(ConverterError, match="there is no such file"):
+        edm2_verify.main([*arguments, "1"], standalone_mode=False)
+    with pytest.raises(click.BadParameter, match="0 is not in the range"):
+        edm2_verify.main([*arguments, "0"], standalone_mode=False)
+
+
 # The truth's size
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        CONFIG,
-        {**CONFIG, "label_dim": 0, "clip_act": None, "channel_mult": [1, 2], "attn_resolutions": [8], "dropout": 0.1},
-    ],
-)
+OTHER = {**CONFIG, "label_dim": 0, "clip_act": None, "channel_mult": [1, 2], "attn_resolutions": [8], "dropout": 0.1}
+
+
+@pytest.mark.parametrize("kwargs", [CONFIG, OTHER])
 def test_the_size_of_a_truth_is_known_beforehand(kwargs, tmp_path):
     write_snapshot(tmp_path / "small.pkl", network(kwargs, 3))
     plan = Plan(seeds=(0, 1), steps=2, batch=3)

@@ -3,7 +3,7 @@
     python -m tests.verify_memory                          # XXL, all checks but gradients; 14 GB of disk
     python -m tests.verify_memory edm2-img512-s --checks parameters,forward
 
-Memory is the sum of the proportional set sizes (PSS) of the command's processes, every half second: what two of them
+Memory is the sum of the proportional set sizes (PSS) of the command's processes, every second: what two of them
 share is counted once. Files in the page cache belong to nobody.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from converter import processes
 
-EVERY = 0.5  # seconds
+EVERY = 1.0  # seconds
 
 
 def measure(command: list[str]) -> tuple[int, float, float, float]:
