@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ALONE = $(VENV)-jax
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types readme faults survey hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
+.PHONY: demo test lint types readme faults survey verify-memory hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -28,6 +28,9 @@ faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to ea
 
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
 	$(BIN)/python -m tests.verify_survey $(ARGS)
+
+verify-memory: $(READY)  ## edm2-verify on the largest published size, its peak memory and time; make verify-memory ARGS="edm2-img512-s"
+	$(BIN)/python -m tests.verify_memory $(ARGS)
 
 hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
 	$(BIN)/python -m tests.hostile $(ARGS)

@@ -48,7 +48,7 @@ def _fold(net: Precond, variables: Any) -> Any:
     leaves = flatten_dict(variables)
     for path, weight in leaves.items():
         if path[-1] == "mpconv_weight":
-            leaves[path] = _fold_weight(weight, leaves.get(_gain(path)), net.folded, net.dtype)
+            leaves[path] = _fold_weight(jnp.asarray(weight), leaves.get(_gain(path)), net.folded, net.dtype)
     return unflatten_dict(leaves)
 
 

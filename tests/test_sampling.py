@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import jax_edm2
+import torch_ref.sampling
 from converter.snapshot import read_snapshot
 from golden.digits import load_network
 from jax_edm2.generation import Draw
@@ -45,6 +46,19 @@ def test_the_schedule_is_that_of_generate_images(steps, low, high, rho):
     assert len(ours) == steps + 1
     assert ours[-1] == 0
     np.testing.assert_allclose(ours[:-1], theirs, rtol=1.3e-7)  # measured: 0.8e-7, one unit of the last place
+
+
+def test_one_step_goes_from_sigma_max_to_the_denoised_image():
+    """The published formula divides by N - 1: the one level is sigma_max, and Heun's step to 0 is Euler's."""
+    for levels in (noise_levels(1), torch_ref.sampling.noise_levels(1)):
+        assert levels == pytest.approx([80.0, 0.0], rel=1e-14)
+    noise = np.linspace(-2, 2, 5, dtype=np.float32).reshape(5, 1, 1, 1)
+    ours = list(heun_states(gaussian, jnp.asarray(noise), noise_levels(1)))
+    theirs = list(torch_ref.sampling.heun_states(gaussian, torch.from_numpy(noise), torch_ref.sampling.noise_levels(1)))
+    assert len(ours) == len(theirs) == 2
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5)  # D is a 25,000th of x, and the difference of x and x - D
+    np.testing.assert_allclose(ours[1], gaussian(80 * noise, 80.0), rtol=0.01)
 
 
 def gaussian(x, sigma):

@@ -102,7 +102,11 @@ class Checks(click.ParamType):
     help="float32 is the verdict on a conversion; the others are health checks.",
 )
 @click.option(
-    "--checks", type=Checks(), default=",".join(Plan().checks), show_default=True, help="And throughput; or all."
+    "--checks",
+    type=Checks(),
+    default=",".join(Plan().checks),
+    show_default=True,
+    help="And throughput; or all. Of the largest networks, gradients alone need all weights in memory at once.",
 )
 @click.option(
     "--seeds", type=Seeds(MOST_SEEDS), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7."

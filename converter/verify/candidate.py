@@ -22,6 +22,7 @@ from converter.verify.jax_taps import TappedNetwork
 from converter.verify.metrics import Difference, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from converter.verify.truth import Truth, projection
+from converter.verify.unread import Unread, raised, shapes, stored
 from converter.verify.verdict import Measurement, Tolerance, judge
 from jax_edm2.config import EDM2Config
 from jax_edm2.ema import update_average
@@ -48,8 +49,10 @@ Progress = Callable[[str], None]
 
 
 class Candidate:
-    """A network and its variables (float32), with the compiled functions that examining it takes.
+    """A network and its variables, with the compiled functions that examining it takes.
 
+    variables: arrays; or some of them `Unread`, of a network that is too large to be held beside something else.
+    Blocks are then given theirs one after the other, and the network as a whole for as long as it runs.
     config: the architecture that is expected of it.
     """
 
@@ -72,13 +75,19 @@ class Candidate:
 
     def denoise(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
         """(D, logvar) of the network compiled as a whole."""
-        return self._call("denoise", self.variables, x, sigma, labels)
+        return self._call("denoise", stored(self.variables), x, sigma, labels)
 
     def denoise_folded(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
-        """The same of the network that samplers use, whose weights are prepared once."""
+        """The same of the network that samplers use, whose weights are prepared once.
+
+        Winograd's are 16/9 of those that are stored: where these are `Unread`, images come one by one, to save room.
+        """
         net, variables = fold(self.net, self.variables)
         denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
-        return denoise(variables, x, sigma, labels)
+        count = len(x) if self._has_unread() else 1
+        parts = ([None] * count if v is None else np.split(np.asarray(v), count) for v in (x, sigma, labels))
+        denoised, logvar = zip(*(denoise(variables, *part) for part in zip(*parts, strict=True)), strict=True)
+        return jnp.concatenate(denoised), jnp.concatenate(logvar)
 
     def differentiate(self, variables, case: Case):
         """(loss, (gradients of the parameters, gradient of the noise)) of the mean EDM2 loss."""
@@ -89,10 +98,10 @@ class Candidate:
             return self._functions[name](*arguments)
         return self._compile(name, *arguments)(*arguments)
 
-    def _compile(self, name, *arguments):
-        key = name, str(jax.tree_util.tree_map(jnp.shape, arguments[1:]))
+    def _compile(self, name, variables, *arguments):
+        key = name, str(jax.tree_util.tree_map(jnp.shape, arguments))
         if key not in self._compiled:
-            self._compiled[key] = self._functions[name].lower(*arguments).compile()
+            self._compiled[key] = self._functions[name].lower(variables, *arguments).compile()
         return self._compiled[key]
 
     def denoise_and_keep(self, names: frozenset[str], x, sigma, labels) -> tuple[Any, dict[str, Any]]:
@@ -109,7 +118,7 @@ class Candidate:
             return TappedNetwork(self.net, variables, self.config)(x, sigma, labels, visit), seen
 
         compiled = self._compiled.setdefault(names, jax.jit(run))
-        return compiled(self.variables, x, sigma, labels)
+        return compiled(stored(self.variables), x, sigma, labels)
 
     def trajectory(self, plan: Plan, keep: frozenset[str] | None = None) -> list[np.ndarray]:
         """The states [1, C, H, W] of the Heun sampler, one for each noise level; computed once.
@@ -118,10 +127,11 @@ class Candidate:
         """
         if self._trajectory is None:
             noise, labels = trajectory_start(self.config, plan.seeds[0])
+            variables = stored(self.variables)
 
             def denoise(x, sigma):
                 if keep is None:
-                    return self.denoise(x, np.asarray([sigma], np.float32), labels)[0]
+                    return self._call("denoise", variables, x, np.asarray([sigma], np.float32), labels)[0]
                 x, several = (None if v is None else np.repeat(v, plan.batch, axis=0) for v in (x, labels))
                 return self.denoise_and_keep(keep, x, np.full(plan.batch, sigma, np.float32), several)[0][0][:1]
 
@@ -130,16 +140,23 @@ class Candidate:
         return self._trajectory
 
     def prepare(self, plan: Plan):
-        """Compile what the plan's checks need, and compute what needs no truth, while somebody else computes that."""
-        case = make_case(self.config, plan, plan.seeds[0])
+        """Compile what the plan's checks need, and compute what needs no truth, while somebody else computes that.
+
+        A network with `Unread` variables is not run as a whole: that somebody needs the memory.
+        """
+        case, held = make_case(self.config, plan, plan.seeds[0]), not self._has_unread()
         if "forward" in plan.checks:
-            self._compile("denoise", self.variables, case.x, case.sigma, case.labels)
+            self._compile("denoise", shapes(self.variables), case.x, case.sigma, case.labels)
             self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
         if "gradients" in plan.checks:
             few = case.first(STEP.batch)
-            self._compile("differentiate", self.variables, few.images, few.sigma, few.noise, few.labels)
-        if "trajectory" in plan.checks:
+            variables = shapes(self.variables, jnp.float32)
+            self._compile("differentiate", variables, few.images, few.sigma, few.noise, few.labels)
+        if "trajectory" in plan.checks and held:
             self.trajectory(plan)
+
+    def _has_unread(self) -> bool:
+        return any(isinstance(leaf, Unread) for leaf in jax.tree_util.tree_leaves(self.variables))
 
 
 def examine(
@@ -180,7 +197,7 @@ def compare_parameters(
     expected: shape and sha256 of every tensor, by its name in the snapshot. With the snapshot itself the message says
     how much is different.
     """
-    leaves = {torch_name(path): np.asarray(value) for path, value in flatten_dict(variables, sep="/").items()}
+    leaves = {torch_name(path): value for path, value in flatten_dict(variables, sep="/").items()}
     differing = []
     owners = {entry["sha256"]: name for name, entry in expected.items()}
     for name, entry in expected.items():
@@ -348,7 +365,7 @@ class _Examination:
     def gradients(self):
         case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP.batch)
         errors = self.errors["gradients"]
-        variables = project_to_sphere(self.candidate.variables)
+        variables = project_to_sphere(raised(self.candidate.variables))
         loss, (gradients, by_input) = self.candidate.differentiate(variables, case)
         exact = float(self.truth["loss"])
         self._judge_gradient("gradient", "loss", np.float64(loss), np.float64(exact), errors["loss"])

@@ -1,7 +1,7 @@
 """Taps of the JAX network, reached through flax.linen.intercept_methods; blocks run compiled, what joins them does not.
 
-Only one block's values exist at a time, and a block's compiled code serves every pass of a run. Inside the U-Net the
-channels are last; here everything is seen in PyTorch's order.
+Only one block's values exist at a time, its variables too where they are `Unread`, and a block's compiled code serves
+every pass of a run. Inside the U-Net the channels are last; here everything is seen in PyTorch's order.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from converter.verify.taps import (
     scopes,
     tap_of_parameter,
 )
+from converter.verify.unread import raised
 from jax_edm2.config import EDM2Config
 from jax_edm2.network import Block, MPConv, MPFourier, Precond
 
@@ -74,11 +75,14 @@ class TappedNetwork:
             return next_function(*args, **kwargs)
         if isinstance(module, Block):
             return self._block(module, *args, **kwargs)
-        value = next_function(*args, **kwargs)
-        if isinstance(module, MPConv | MPFourier):
-            parameter = torch_name("/".join(["params", *module.path, "mpconv_weight"]))
-            value = self._see_inside(tap_of_parameter(parameter, self._config), value)
-        return value
+        if not isinstance(module, MPConv | MPFourier):
+            return next_function(*args, **kwargs)
+        alone, variables = module.unbind()
+        self._inside = True
+        value = alone.apply(raised(variables), *args, **kwargs)
+        self._inside = False
+        parameter = torch_name("/".join(["params", *module.path, "mpconv_weight"]))
+        return self._see_inside(tap_of_parameter(parameter, self._config), value)
 
     def _tap(self, name: str) -> Tap:
         """The tap that the network's own name for it, outside of blocks, stands for."""
@@ -94,7 +98,7 @@ class TappedNetwork:
         block, variables = module.unbind()
         amplify = jnp.asarray(self._amplify.get(scope, 1.0), jnp.float32)
         self._inside, self.last = True, Tap(scope, self._scopes.get(scope, (last,))[0])
-        y, seen = self._run_block(block, train, variables, x, emb, amplify)
+        y, seen = self._run_block(block, train, raised(variables), x, emb, amplify)
         self._inside = False
         for operation in self._scopes.get(scope, ()):  # compiled functions return dicts in alphabetical order
             if operation in seen:

@@ -82,7 +82,8 @@ class _Oracle:
     def __init__(self, snapshot: Snapshot, job: Job, truth: TruthWriter):
         self.snapshot, self.plan, self.truth = snapshot, job.plan, truth
         self.config = snapshot.config
-        self.reference = Reference(snapshot, job.reference, job.device)
+        held = math.inf if "gradients" in self.plan.checks else job.held  # they are left in the parameters
+        self.reference = Reference(snapshot, job.reference, job.device, held)
         self.errors: dict[str, Any] = {}  # of the reference: by phase and name
         self.repeat: float | None = None  # largest relative difference between two runs of the reference
         self.amplification: dict[str, dict[str, float]] = {}  # by case and block

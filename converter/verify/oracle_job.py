@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from converter.verify.cases import Plan
 
+# Bytes of weights, in the precision in which they are computed with, that a process holds for as long as it runs: of M
+# in float64, of L in float32. Those of a larger network are read again whenever a part of it needs them.
+HELD = 4e9
+
 
 @dataclass(frozen=True)
 class Job:
@@ -14,6 +18,7 @@ class Job:
     plan: Plan
     reference: str = "torch_ref"
     device: str = "cpu"  # of PyTorch in the precision that is judged; the truth is computed on the CPU
+    held: float = HELD
 
     @classmethod
     def from_json(cls, text: str) -> "Job":

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -28,11 +29,14 @@ class Reference:
     """A network with a snapshot's weights, in float64 (`truth`) or in the precision that is judged (`lower`).
 
     net: the module. namespace: the globals of the file that defines it. raised: is it in float64?
+    held: how many bytes of tensors it may hold. Of a network that has more, every module reads its own from the
+    snapshot when it begins and drops them when it ends; one that reaches for those of another module fails.
     """
 
-    def __init__(self, snapshot: Snapshot, kind: str, device: str):
+    def __init__(self, snapshot: Snapshot, kind: str, device: str, held: float = math.inf):
         self._snapshot, self._kind, self.device = snapshot, kind, torch.device("cpu")
-        self._lower_device = torch.device(device)
+        self._lower_device, self._most_held = torch.device(device), held
+        self._hooks: list[Any] = []
         if kind == "embedded":
             self.namespace = _execute(snapshot.source)
             create: Callable = self.namespace["Precond"]
@@ -49,18 +53,41 @@ class Reference:
             raise NetworkError(f"{snapshot.path}: the {kind} network cannot be built ({error!r:.300})") from error
         finally:
             torch.set_default_dtype(torch.float32)
-        self.net.to_empty(device="cpu").double().eval().requires_grad_(False)
-        self.reload()
+        state = self.net.state_dict()
+        if state.keys() != snapshot.tensors.keys():
+            odd = sorted(state.keys() ^ snapshot.tensors.keys())
+            raise NetworkError(f"{snapshot.path}: the {kind} network has other tensors: {odd[:4]}")
+        self.net.double().eval().requires_grad_(False)
+        self._fill()
+
+    def _fill(self):
+        """Give the network, which is on the device `meta`, its tensors: all of them, or each module while it runs."""
+        size = sum(tensor.nbytes for tensor in self.net.state_dict().values())
+        if size <= self._most_held or self.device.type != "cpu":
+            self.net.to_empty(device=self.device)
+            self.reload()
+            return
+        for name, module in self.net.named_modules():
+            own = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+            if own:
+                prefix = f"{name}." if name else ""
+                self._hooks.append(module.register_forward_pre_hook(functools.partial(self._take, prefix, own)))
+                self._hooks.append(module.register_forward_hook(functools.partial(_drop, own)))
+
+    def _take(self, prefix: str, own: dict[str, torch.Tensor], module, _inputs):
+        for name, empty in own.items():
+            value = self._read(prefix + name).to(empty.dtype)
+            setattr(module, name, torch.nn.Parameter(value, False) if name in module._parameters else value)
+
+    def _read(self, name: str) -> torch.Tensor:
+        """A tensor of the snapshot in float32, which every stored dtype fits."""
+        return torch.from_numpy(as_float32(self._snapshot.read(name)))
 
     def reload(self):
-        """Give the network the snapshot's values, exactly: every stored dtype fits float32."""
-        state = self.net.state_dict()
-        if state.keys() != self._snapshot.tensors.keys():
-            odd = sorted(state.keys() ^ self._snapshot.tensors.keys())
-            raise NetworkError(f"{self._snapshot.path}: the {self._kind} network has other tensors: {odd[:4]}")
+        """Give a network that holds its tensors the snapshot's values again."""
         with torch.no_grad():
-            for name, tensor in state.items():
-                tensor.copy_(torch.from_numpy(as_float32(self._snapshot.read(name))))
+            for name, tensor in self.net.state_dict().items():
+                tensor.copy_(self._read(name))
 
     def truth(self):
         """A `with` statement in which the network computes in float64, whatever its source says."""
@@ -68,10 +95,13 @@ class Reference:
 
     def lower(self):
         """From now on float32 parameters on the device of the reference."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
         self.raised = False
         self.device = self._lower_device
-        self.net.float().to(self.device)
-        self.reload()
+        self.net.to("meta").float()
+        self._fill()
 
     def __call__(self, x, sigma, labels, precision: str, **kwargs):
         """D, or (D, logvar) with return_logvar, of numpy arrays or tensors, in float64 or in `precision`."""
@@ -93,6 +123,11 @@ class Reference:
         except Exception as error:
             why = " ".join(str(error).split())
             raise NetworkError(f"{self._snapshot.path}: the {self._kind} network cannot be run ({why:.300})") from error
+
+
+def _drop(own: dict[str, torch.Tensor], module, _inputs, _output):
+    for name, empty in own.items():
+        setattr(module, name, empty)
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import math
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -16,7 +18,8 @@ from converter import embedded, processes
 from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
-from converter.verify.oracle_job import Job
+from converter.verify.oracle_job import HELD, Job
+from converter.verify.taps import DENOISED, EMBEDDING, LOG_VARIANCE, tap_sizes
 from converter.verify.truth import Truth
 from converter.verify.verdict import (
     AGREES,
@@ -30,7 +33,7 @@ from converter.verify.verdict import (
     Tolerance,
     guilty,
 )
-from jax_edm2.config import EDM2Config
+from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.record import Code, Record
 
 if TYPE_CHECKING:
@@ -54,7 +57,10 @@ class VerifyError(ConverterError):
 
 @dataclass(frozen=True)
 class Options:
-    """What edm2-verify was asked for. device: of JAX; auto, cpu, gpu or tpu. truth: a file to use, not to make."""
+    """What edm2-verify was asked for.
+
+    device: of JAX; auto, cpu, gpu or tpu. truth: a file to use, not to make. held: bytes of weights, see `oracle_job`.
+    """
 
     snapshot: Path | None = None
     checkpoint: Path | None = None
@@ -63,6 +69,7 @@ class Options:
     reference: str = "torch_ref"
     truth: Path | None = None
     sweep: bool = False
+    held: float = HELD
 
 
 @dataclass
@@ -94,8 +101,9 @@ class Outcome:
 
 def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = lambda: None):
     """Compute the truth file in a process of its own, and do something else meanwhile. Raises: ProcessFailed."""
+    _check_room(options, output.parent)
     snapshot, truth = (os.path.abspath(path or "") for path in (options.snapshot, output))  # it may run elsewhere
-    job = Job(snapshot, truth, options.plan, options.reference, torch_device(options))
+    job = Job(snapshot, truth, options.plan, options.reference, torch_device(options), options.held)
     with _oracle(options.reference) as process:
         process.stdin.write(job.to_json())  # type: ignore[union-attr]
         process.stdin.close()  # type: ignore[union-attr]
@@ -125,6 +133,32 @@ def _oracle(reference: str) -> Iterator[subprocess.Popen]:
     finally:
         process.kill()
         process.wait()
+
+
+def truth_bytes(config: EDM2Config, plan: Plan) -> int:
+    """Of the arrays of a truth file, nearly all of which are taps in float64."""
+    values = 0
+    if "forward" in plan.checks:
+        sizes = tap_sizes(config)
+        twice = {DENOISED, LOG_VARIANCE} | {tap for tap in sizes if tap.operation == "clip"}
+        twice |= {tap for tap in sizes if tap.scope == EMBEDDING and config.label_dim}  # without labels, too
+        values += plan.batch * len(plan.seeds) * sum(size * (1 + (tap in twice)) for tap, size in sizes.items())
+    if "trajectory" in plan.checks:
+        values += (plan.steps + 1) * config.img_channels * config.img_resolution**2
+    if "gradients" in plan.checks:  # in float32, the new value and its average
+        values += 3 * sum(map(math.prod, expected_tree(config).values())) // 2
+    return 8 * values
+
+
+def _check_room(options: Options, folder: Path):
+    """Raises: VerifyError if what is to be written to a folder does not fit."""
+    with read_snapshot(options.snapshot or "") as snapshot:
+        needed, free = truth_bytes(snapshot.config, options.plan), shutil.disk_usage(folder).free
+    if needed > free:
+        raise VerifyError(
+            f"{folder}: the truth takes {needed / 1e9:.1f} GB, and there are {free / 1e9:.1f} GB free: make room, "
+            "try a smaller --batch, or another folder (TMPDIR, for temporary files)"
+        )
 
 
 def torch_device(options: Options) -> str:
@@ -164,20 +198,23 @@ def verify(options: Options, progress: Progress = lambda stage: None) -> Outcome
 
 
 def load_candidate(options: Options, precision: str, config: EDM2Config, snapshot: Snapshot | None) -> "Candidate":
-    """The network of the checkpoint, or of the snapshot converted in memory."""
+    """The network of the checkpoint, or of the snapshot converted in memory, or left where it is if it is large."""
     import jax.numpy as jnp
 
     from converter.convert import in_memory
     from converter.verify.candidate import Candidate
+    from converter.verify.unread import unread
     from jax_edm2.checkpoint import load
     from jax_edm2.network import Precond
 
     dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
+    large = 4 * sum(map(math.prod, expected_tree(config).values())) > options.held
     if options.checkpoint is not None:
-        net, variables = load(options.checkpoint, dtype=jnp.float32, compute_dtype=dtype)
+        stored_dtype = None if large else jnp.float32
+        net, variables = load(options.checkpoint, dtype=stored_dtype, compute_dtype=dtype)
     else:
         assert snapshot is not None
-        net, variables = Precond(config, dtype), in_memory(snapshot)
+        net, variables = Precond(config, dtype), unread(snapshot) if large else in_memory(snapshot)
     return Candidate(net, variables, config)
 
 

@@ -120,6 +120,30 @@ def taps(config: EDM2Config) -> list[Tap]:
     return [Tap(scope, operation) for scope, operations in scopes(config).items() for operation in operations]
 
 
+def tap_sizes(config: EDM2Config) -> dict[Tap, int]:
+    """How many elements the value at every tap has, for one image."""
+    pixels, emb, first = config.img_resolution**2, config.emb_channels, config.widths[0]
+    sizes = {
+        INPUT: {"c_noise": 1, "scaled_input": config.img_channels * pixels},
+        EMBEDDING: {"emb_fourier": config.noise_channels, "label_scale": config.label_dim},
+        conv_in_scope(config): {"ones": (config.img_channels + 1) * pixels, "conv": first * pixels},
+        OUT_CONV: {"conv": config.img_channels * pixels},
+        OUTPUT: {"denoised": config.img_channels * pixels},
+        LOGVAR: {"logvar_fourier": config.logvar_channels, "logvar_linear": 1},
+    }
+    for spec in config.architecture.encoder + config.architecture.decoder:
+        cin, cout, area = spec.in_channels, spec.out_channels, spec.resolution**2
+        sizes[block_scope(spec)] = dict.fromkeys(_block_operations(spec, config), cout * area) | {
+            "concat": cin * area,
+            "resample": cin * area,
+            "silu0": (cout if spec.flavor == "enc" else cin) * area,
+            "emb_linear": cout,
+            "attn_qkv": 3 * cout * area,
+            "qkv_norm": 3 * cout * area,
+        }
+    return {tap: sizes[tap.scope].get(tap.operation, emb) for tap in taps(config)}
+
+
 def tap_of_parameter(name: str, config: EDM2Config) -> Tap:
     """The tap at which a wrong value of the parameter or buffer `name` (of a snapshot) shows first."""
     parts = name.split(".")
