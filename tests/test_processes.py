@@ -138,3 +138,12 @@ def test_what_it_says_is_escaped_and_bounded(spied):
     assert "\\x1b[2Jescaped\\u202e" in done.stderr
     assert "\x1b" not in done.stderr
     assert done.stderr.count("\n") <= processes.MOST_LINES + 1
+
+
+def test_a_process_that_dies_at_once_is_no_success(digits_pkl, tmp_path, monkeypatch):
+    """As when PyTorch cannot be imported: nobody reads what it is asked for."""
+    monkeypatch.setattr(processes, "module", lambda name: ["sh", "-c", "exec <&-; kill -KILL $$"])
+    monkeypatch.setattr(run.Job, "to_json", lambda self: " " * 2**20)  # more than a pipe takes
+    for reference in ("torch_ref", "embedded"):
+        with pytest.raises(run.VerifyError, match="was ended by signal 9"):
+            run.run_oracle(run.Options(digits_pkl, device="cpu", reference=reference), tmp_path / "truth.npz")

@@ -105,8 +105,8 @@ def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = l
     snapshot, truth = (os.path.abspath(path or "") for path in (options.snapshot, output))  # it may run elsewhere
     job = Job(snapshot, truth, options.plan, options.reference, torch_device(options), options.held)
     with _oracle(options.reference) as process:
-        process.stdin.write(job.to_json())  # type: ignore[union-attr]
-        process.stdin.close()  # type: ignore[union-attr]
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # type: ignore[union-attr]
+            pipe.write(job.to_json())  # whoever has died by now has an exit code
         meanwhile()
         process.wait()
     if process.returncode < 0 and process.returncode != -signal.SIGINT:
