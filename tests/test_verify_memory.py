@@ -172,10 +172,12 @@ def test_one_step_is_accepted_on_the_command_line(tmp_path):
 OTHER = {**CONFIG, "label_dim": 0, "clip_act": None, "channel_mult": [1, 2], "attn_resolutions": [8], "dropout": 0.1}
 
 
-@pytest.mark.parametrize("kwargs", [CONFIG, OTHER])
-def test_the_size_of_a_truth_is_known_beforehand(kwargs, tmp_path):
+@pytest.mark.parametrize(
+    ("kwargs", "plan"),
+    [(CONFIG, Plan(checks=("forward",), seeds=(0, 1), batch=3)), (OTHER, Plan(steps=2, batch=3))],
+)
+def test_the_size_of_a_truth_is_known_beforehand(kwargs, plan, tmp_path):
     write_snapshot(tmp_path / "small.pkl", network(kwargs, 3))
-    plan = Plan(seeds=(0, 1), steps=2, batch=3)
     oracle.compute(Job(str(tmp_path / "small.pkl"), str(tmp_path / "truth.npz"), plan))
     with Truth(tmp_path / "truth.npz") as truth:
         size = sum(truth[key].nbytes for key in truth.keys())  # noqa: SIM118
