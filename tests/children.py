@@ -2,15 +2,24 @@
 
 import contextlib
 import fcntl
+import importlib
 import multiprocessing
 import os
 import re
+import resource
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["converter.download", "converter.cli.convert", "tests.children"])
+# What commands import is there before they are watched.
+FORKS.set_forkserver_preload(
+    [
+        *("converter.download", "converter.cli.convert", "converter.cli.sample", "converter.cli.verify"),
+        *("jax_edm2.generation", "jax_edm2.decoding", "orbax.checkpoint", "tests.children"),
+    ]
+)
 
 
 def command(module: str) -> list[str]:
@@ -43,20 +52,42 @@ def convert(source: str, target: str):
         convert(snapshot, target, overwrite=True)
 
 
-def convert_watched(source: str, target: str, log: str):
-    """edm2-convert in the source's folder; `log` gets what it printed, and last its memory in MB above the start."""
-    from converter.cli.convert import main
+COMMANDS = {
+    "edm2-convert": "converter.cli.convert",
+    "edm2-sample": "converter.cli.sample",
+    "edm2-verify": "converter.cli.verify",
+}
 
-    os.chdir(os.path.dirname(source))
+
+def watched(command: tuple[str, ...], folder: str, log: str):
+    """Run one of COMMANDS in a folder; `log` gets what it printed, and last CPU seconds and MB above the start."""
+    os.chdir(folder)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))  # an endless loop ends
+    main = importlib.import_module(COMMANDS[command[0]]).main
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    start = _peak()
-    with open(log, "w") as file:
-        sys.stdout = sys.stderr = file
-        sys.argv = ["edm2-convert", os.path.basename(source), "-o", target]
-        try:
-            main()
-        finally:
-            file.write(f"\n{_peak() - start:.1f}" if file.tell() == 0 else f"{_peak() - start:.1f}")
+    peak, seconds = _peak(), time.process_time()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)  # what libraries print is seen as well
+    os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = open(descriptor, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = list(command)
+    leave = os._exit
+
+    def figures():
+        sys.stdout.flush()
+        os.write(descriptor, f"\n{time.process_time() - seconds:.2f} {_peak() - peak:.1f}".encode())
+
+    def left(code):  # commands that are interrupted go this way
+        figures()
+        leave(code)
+
+    os._exit = left
+    try:
+        main()
+    finally:
+        os._exit = leave
+        figures()
 
 
 def _peak() -> float:

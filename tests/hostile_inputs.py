@@ -41,12 +41,18 @@ ACCEPT = "accepted"
 
 @dataclass(frozen=True)
 class Input:
-    """build(path) writes it. says: part of the one line, or ACCEPT."""
+    """build(path) writes `file` into an empty folder, and `command` is run there. says: part of the one line, or ACCEPT."""
 
     kind: str
     name: str
     build: Callable[[Path], object]
     says: str
+    command: tuple[str, ...] = ("edm2-convert", "input.pkl", "-o", "output.safetensors")
+    file: str = "input.pkl"
+    output: str | None = "output.safetensors"  # all that is made if it is accepted
+    code: int = 2  # the exit code if it is not
+    seconds: float = 5  # of CPU time
+    megabytes: float = 200  # above what the imported code takes
 
 
 INPUTS: list[Input] = []

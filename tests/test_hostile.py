@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.hostile import run
-from tests.hostile_inputs import INPUTS
+from tests.hostile import TABLES, run
+
+INPUTS = [case for table in TABLES for case in table]
 
 
 def test_there_are_many_and_each_has_a_name():
