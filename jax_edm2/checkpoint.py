@@ -18,7 +18,7 @@ from jax_edm2.messages import listing, printable
 from jax_edm2.orbax_format import MARK as ORBAX_MARK
 from jax_edm2.record import KEY, Record, RecordError
 from jax_edm2.safetensors_format import DTYPES, NAMES, FormatError
-from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, check_digest, stored_dtype
+from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, check_digest, not_finite, stored_dtype
 
 if TYPE_CHECKING:
     import jax
@@ -165,17 +165,18 @@ def save(
     record = Record(config) if record is None else record
     if record.config != config:
         raise CheckpointError(f"{path}: the record describes another network than net.config")
-    tensors = {}
+    tensors, count = {}, 0
     for name, value in flatten_dict(dict(variables), sep="/").items():
         array = np.asarray(value, order="C")
         if str(array.dtype) not in DTYPES:
             raise CheckpointError(f"{path}: {name} is {array.dtype}; storable are {', '.join(DTYPES)}")
+        count += not_finite(array)
         tensors[name] = Tensor(str(array.dtype), array.shape, lambda array=array: [array.tobytes()])  # type: ignore
     problems = check_tree(config, {name: tensor.shape for name, tensor in tensors.items()})
     if problems:
         raise CheckpointError(f"{path}: these are not the variables of the network: " + listing(problems))
     write = write_safetensors if str(path).endswith(".safetensors") else write_orbax
-    return write(path, tensors, record, overwrite=overwrite)
+    return write(path, tensors, dataclasses.replace(record, not_finite=count), overwrite=overwrite)
 
 
 class _Safetensors:
@@ -201,7 +202,7 @@ class _Safetensors:
             return jax.device_put(array if dtype is None else array.astype(dtype), sharding)
 
         if digest is None:
-            return {name: put(array) for name, array in self._file.arrays()}
+            return {name: put(self._file.array(name)) for name in self._file.entries}
         found = {}
         for name, array, sha256 in self._file.hashed_arrays():
             digest.add(name, str(array.dtype), array.shape, sha256)

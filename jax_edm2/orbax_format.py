@@ -37,9 +37,11 @@ class OrbaxFolder:
         from flax.traverse_util import flatten_dict
 
         self.path = path.absolute()  # orbax wants it so
-        _look_at(self.path)
+        _look_at(path)
         with _quietly(f"{path}: is no orbax checkpoint of this project"), self._ocp.StandardCheckpointer() as reader:
             metadata = reader.metadata(self.path)
+            if metadata.item_metadata is None:
+                raise CheckpointError(f"{path}: is damaged: orbax finds no tensors in it; convert the snapshot again")
             self._leaves = flatten_dict(dict(metadata.item_metadata.tree), sep="/")
             self.shapes = {name: tuple(map(int, leaf.shape)) for name, leaf in self._leaves.items()}
             self.dtypes = {name: str(leaf.dtype) for name, leaf in self._leaves.items()}
@@ -101,16 +103,14 @@ def _look_at(path: Path):
                 if not stat.S_ISREG(status.st_mode):
                     raise CheckpointError(f"{file}: is no regular file")
                 if folder == str(path) and name.startswith("_"):  # _METADATA, _CHECKPOINT_METADATA, _sharding
-                    _check_json(file, status.st_size)
+                    _check_json(file)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
 
 
-def _check_json(file: Path, size: int):
-    if size > MOST_JSON:
-        raise CheckpointError(f"{file}: holds {size:,} bytes of JSON; {MOST_JSON:,} are read at most")
+def _check_json(file: Path):
     try:
-        if not isinstance(strict_json.loads(file.read_bytes(), most_bytes=MOST_JSON), dict):
+        if not isinstance(strict_json.load(file, most_bytes=MOST_JSON), dict):
             raise strict_json.JSONError("is no JSON object")
     except strict_json.JSONError as error:
         raise CheckpointError(f"{file}: {error}; convert the snapshot again") from None

@@ -18,12 +18,17 @@ from jax_edm2.messages import brief
 KEY = "edm2"
 FORMAT = 1
 CHECK = "record_digest"  # the sha256 of the record without it
+LATER = {"not_finite"}  # fields that records of before lack
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MOST_BYTES = 2**18  # of a record's JSON; real ones have 1,500
 
 
 class RecordError(ValueError):
     """A metadata record that is missing, damaged, or not one that this version understands or could read again."""
+
+
+class _FieldError(RecordError):
+    """A field that is missing, unknown, or of another kind or size than it may be."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Record:
     config: EDM2Config
     dtype: str = ""  # of the stored tensors: float16, float32, bfloat16, or several joined by '+'
     digest: str = ""  # tensors_digest of the stored tensors
+    not_finite: int | None = None  # how many stored values are NaN or infinite; None where nobody has looked
     source: Source | None = None
     encoder: Encoder | None = None
     loss: Loss | None = None
@@ -85,7 +91,7 @@ class Record:
     def __post_init__(self):
         """Raises: RecordError."""
         if not isinstance(self.config, EDM2Config):
-            raise RecordError(f"config must be an EDM2Config, not {brief(self.config)}")
+            raise _FieldError(f"config must be an EDM2Config, not {brief(self.config)}")
         for name, kind in _PARTS.items():
             if name != "config":
                 _check_part(name, getattr(self, name), kind)
@@ -120,7 +126,7 @@ class Record:
                 if fields[name] is not None:
                     fields[name] = _part(name, fields[name], kind)
             return cls(**fields)
-        except (strict_json.JSONError, ConfigError) as error:
+        except (strict_json.JSONError, ConfigError, _FieldError) as error:
             raise RecordError(f"{what}: {error}") from error
 
 
@@ -211,6 +217,7 @@ _RULES: dict[type, dict[str, Any]] = {
     Record: {
         "dtype": _Text(64, f"(({_DTYPES})([+]({_DTYPES}))*)?", what="the name of a dtype, or several joined by '+'"),
         "digest": _Text(128),
+        "not_finite": _Number(0, 2**53, integer=True, optional=True),
         "license": _Text(256, optional=True),
         "converter": _Text(64),
         "format": _Number(FORMAT, FORMAT, integer=True),
@@ -221,7 +228,7 @@ _RULES: dict[type, dict[str, Any]] = {
 def _check(name: str, value: Any, rule: Any):
     if not (rule.holds(value) or (value is None and rule.optional)):
         found = f"a text of {len(value):,} characters" if isinstance(value, str) and len(value) > 60 else brief(value)
-        raise RecordError(f"{name} must be {rule}{', or nothing' * rule.optional}, not {found}")
+        raise _FieldError(f"{name} must be {rule}{', or nothing' * rule.optional}, not {found}")
 
 
 def _check_part(name: str, value: Any, kind: type):
@@ -229,7 +236,7 @@ def _check_part(name: str, value: Any, kind: type):
     if value is None and name != "sampler":
         return
     if not isinstance(value, kind):
-        raise RecordError(f"{name} must be a {kind.__name__}, not {brief(value)}")
+        raise _FieldError(f"{name} must be a {kind.__name__}, not {brief(value)}")
     for field, rule in _RULES[kind].items():
         _check(f"{name}.{field}", getattr(value, field), rule)
 
@@ -237,7 +244,7 @@ def _check_part(name: str, value: Any, kind: type):
 def _part(name: str, fields: Any, kind: Any) -> Any:
     """A part made of what JSON has of it."""
     if not isinstance(fields, dict):
-        raise RecordError(f"{name} must be an object, not {brief(fields)}")
+        raise _FieldError(f"{name} must be an object, not {brief(fields)}")
     _check_keys(f"{name}.", fields, kind)
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
@@ -245,10 +252,10 @@ def _part(name: str, fields: Any, kind: Any) -> Any:
 def _check_keys(where: str, fields: dict[str, Any], kind: Any):
     """Every field of a dataclass, and no other."""
     known = {field.name for field in dataclasses.fields(kind)}
-    if missing := sorted(known - fields.keys()):
-        raise RecordError(f"{where}{missing[0]} is missing")
+    if missing := sorted(known - fields.keys() - (LATER if kind is Record else set())):
+        raise _FieldError(f"{where}{missing[0]} is missing")
     if unknown := sorted(fields.keys() - known):
-        raise RecordError(f"{where}{brief(unknown[0])} is not part of a record")
+        raise _FieldError(f"{where}{brief(unknown[0])} is not part of a record")
 
 
 def _digest(fields: dict[str, Any]) -> str:

@@ -77,21 +77,21 @@ class File:
             self.close()
             raise
 
-    def arrays(self) -> "Iterator[tuple[str, np.ndarray]]":
-        """(name, array) of every tensor, one after the other. Raises: FormatError.
+    def array(self, name: str) -> "np.ndarray":
+        """A tensor that is of one of DTYPES. Raises: FormatError.
 
         Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
         """
         import numpy as np
 
+        entry = self.entries[name]
+        count = math.prod(entry.shape)
         with open(self._descriptor, "rb", closefd=False) as file:
-            for name, entry in self.entries.items():
-                dtype, count = numpy_dtype(NAMES[entry.dtype]), math.prod(entry.shape)
-                file.seek(entry.offset)
-                array = np.fromfile(file, dtype, count)
-                if array.size < count:
-                    raise FormatError(_SHORTER.format(name=name))
-                yield name, array.reshape(entry.shape)
+            file.seek(entry.offset)
+            array = np.fromfile(file, numpy_dtype(NAMES[entry.dtype]), count)
+        if array.size < count:
+            raise FormatError(_SHORTER.format(name=name))
+        return array.reshape(entry.shape)
 
     def hashed_arrays(self) -> "Iterator[tuple[str, np.ndarray, str]]":
         """(name, array, sha256) of every tensor; threads read a few tensors ahead, and no more."""

@@ -46,6 +46,19 @@ def numpy_dtype(name: str) -> "np.dtype":
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
+def not_finite(array: "np.ndarray") -> int:
+    """How many values are NaN or infinite, looked for among the bits, which takes no copy of the array."""
+    import numpy as np
+
+    if not array.size:
+        return 0
+    bits = array.reshape(-1).view(f"u{array.itemsize}")
+    ones = int(np.array(np.inf, array.dtype).view(bits.dtype))  # the exponent, all ones, and nothing else
+    if bits.max() < ones | 1 << (8 * array.itemsize - 1) and bits.view(f"i{array.itemsize}").max() < ones:
+        return 0  # of the negative values the largest, and of the others
+    return int(np.count_nonzero((bits & bits.dtype.type(ones)) == ones))
+
+
 class Digest:
     """The digest of tensors that are read one after the other, to be held to what the record says."""
 
