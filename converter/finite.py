@@ -21,13 +21,17 @@ def get_ready(nbytes: int):
 
 def count_not_finite(chunk: bytes | memoryview, dtype: str) -> int:
     """How many of the little-endian values are NaN or infinite."""
-    if "numpy" not in sys.modules and not _suspicious(chunk, dtype):
+    if not _numpy_is_there() and not _suspicious(chunk, dtype):
         return 0
     import numpy as np
 
     from jax_edm2.tensors import not_finite, numpy_dtype
 
     return not_finite(np.frombuffer(chunk, numpy_dtype(dtype)))
+
+
+def _numpy_is_there() -> bool:
+    return "numpy" in sys.modules
 
 
 def _suspicious(chunk: bytes | memoryview, dtype: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jax_edm2 import strict_json
 from jax_edm2.files import scratch, whole_or_nothing
 
 MODES = {1: "L", 3: "RGB"}  # by channels
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ON_A_SHEET = 400  # pictures
 TILE, GAP = 48, 2  # pixels: small pictures are enlarged to at least TILE
 
@@ -78,10 +80,12 @@ class Folder:
         if note is None or note.get("seed", str(seed)) != str(seed):
             return None
         try:
-            found = strict_json.loads(note["edm2"])
-        except (KeyError, strict_json.JSONError):
+            found = strict_json.loads(note.get("edm2", "null"))
+        except strict_json.JSONError:
+            found = None
+        if not isinstance(found, dict):  # of NVlabs' generate_images.py, perhaps
             return set()
-        return set(_differences(found, about, ""))
+        return set(_differences({**found, "class": note.get("class")}, about))
 
 
 def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
@@ -98,26 +102,40 @@ def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
 
 def _whole_picture(path: Path, shape: tuple[int, ...]) -> dict[str, str] | None:
     """The texts in a PNG file of the shape [C, H, W], whose checksums are right and which can be decoded to its end."""
-    note: dict[str, str] = {}
     try:
-        for check in (Image.Image.verify, Image.Image.load):
-            with Image.open(path, formats=["PNG"]) as image:
-                if (image.mode, image.size) != (MODES.get(shape[0]), (shape[2], shape[1])):
-                    return None
-                check(image)
-                note = {str(name): str(value) for name, value in image.info.items()}
-        return note
+        if not _has_its_checksums(path.read_bytes()):
+            return None
+        with Image.open(path, formats=["PNG"]) as image:
+            if (image.mode, image.size) != (MODES.get(shape[0]), (shape[2], shape[1])):
+                return None
+            image.load()
+            return {str(name): str(value) for name, value in image.info.items()}
     except Exception:  # Pillow raises whatever comes: SyntaxError, zlib.error, struct.error
         return None
 
 
-def _differences(found: Any, about: Any, name: str) -> Iterator[str]:
+def _has_its_checksums(data: bytes) -> bool:
+    """Does a PNG file end where it says, every chunk with its CRC? Pillow looks at some of them only."""
+    position, kind = len(SIGNATURE), b""
+    while position < len(data) and kind != b"IEND":
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 8 + length
+        if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
+            return False
+        position = end + 4
+    return data.startswith(SIGNATURE) and kind == b"IEND" and position == len(data)
+
+
+def _differences(found: dict[str, Any], about: dict[str, Any]) -> Iterator[str]:
     """Names of what is otherwise: settings one by one, networks by their digests and not by their names."""
-    if isinstance(found, dict) and isinstance(about, dict):
-        for key in about.keys() - {"name", "edm2_jax"}:
-            yield from _differences(found.get(key), about[key], key if name != "network" and name != "guide" else name)
-    elif json.dumps(found) != json.dumps(about):
-        yield name
+    for name, value in about.items():
+        other = found.get(name)
+        if name in ("network", "guide"):
+            value, other = (v.get("digest") if isinstance(v, dict) else None for v in (value, other))
+        if name == "settings" and isinstance(other, dict):
+            yield from _differences(other, value)
+        elif name != "edm2_jax" and json.dumps(other, sort_keys=True) != json.dumps(value, sort_keys=True):
+            yield name
 
 
 def _image(array: np.ndarray) -> Image.Image:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ class OrbaxFolder:
         Beside what is given back, one tensor at a time is brought together on the host, to be hashed or cast.
         """
         import jax
+        import numpy as np
         from flax.traverse_util import flatten_dict, unflatten_dict
 
         tree = {
@@ -68,23 +70,12 @@ class OrbaxFolder:
         for name in found:
             if digest is None and dtype is None:
                 break
-            array = _whole(found[name])
+            array = np.asarray(found[name])  # on a CPU without a copy
             if digest is not None:
                 digest.add_array(name, array)
             if dtype is not None:
                 found[name] = jax.device_put(array.astype(dtype), sharding)
         return found
-
-
-def _whole(array: "jax.Array") -> "np.ndarray":
-    """The array on the host, from all of its devices; on a CPU without a copy."""
-    import numpy as np
-
-    if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    from jax.experimental.multihost_utils import process_allgather
-
-    return process_allgather(array, tiled=True)
 
 
 def _look_at(path: Path):
@@ -118,7 +109,8 @@ def _check_json(file: Path):
 
 @contextlib.contextmanager
 def _quietly(what: str) -> Iterator[None]:
-    """Whatever orbax raises, of whatever type, becomes a CheckpointError; it logs nothing meanwhile."""
+    """Whatever orbax raises, of whatever type, becomes a CheckpointError; it logs and prints nothing."""
+    _ignore_closed_loops()
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -129,6 +121,19 @@ def _quietly(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what} ({_reason(error)}); convert the snapshot again") from error
     finally:
         logging.disable(before)
+
+
+def _ignore_closed_loops():
+    """When a file is damaged orbax stops, and its other reads, which end later, find nobody to tell: not an error."""
+    if getattr(before := sys.unraisablehook, "ignores_closed_loops", False):
+        return
+
+    def hook(unraisable):
+        if unraisable.exc_type is not RuntimeError or str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    hook.ignores_closed_loops = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def _reason(error: BaseException) -> str:

@@ -224,7 +224,7 @@ def read_vae_config(path: Path) -> VAEConfig:
         raise VAEError(f"{path}: is no config.json of a VAE ({brief(found)})")
     kind, activation = found.get("_class_name", "AutoencoderKL"), found.get("act_fn", "silu")
     if kind != "AutoencoderKL" or activation != "silu":
-        kind, activation = (v[:60] if isinstance(v, str) else brief(v) for v in (kind, activation))
+        kind, activation = (printable(v[:60]) if isinstance(v, str) else "nameless" for v in (kind, activation))
         raise VAEError(f"{path}: describes a {kind} with {activation}; only AutoencoderKL with silu is known")
     values = {f.name: found[f.name] for f in fields(VAEConfig) if f.name in found}
     for name, value in values.items():

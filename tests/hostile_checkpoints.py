@@ -407,7 +407,7 @@ def vae(name: str, says: str, change: dict[str, Any] | bytes, raw: bytes = b"", 
     add("vae", name, says, lambda path: small_vae(path, text), **{**IN_VAE, **more})
 
 
-vae("nested deep", "nested more than", {"x": MARK}, RAW["lists nested 100,000 deep"])
+vae("nested deep", "nested more than", {"x": MARK}, RAW["objects nested 500 deep"])
 vae("an integer of 5,000 digits", "5,000 digits", {"norm_num_groups": MARK}, b"9" * 5000)
 vae("NaN", "holds NaN", {"norm_num_groups": MARK}, b"NaN")
 vae("nested widths", "block_out_channels is", {"block_out_channels": [[8], [16]]})
@@ -425,7 +425,7 @@ vae("no groups", "norm_num_groups is 0", {"norm_num_groups": 0})
 vae("3 groups", "make no decoder with 3 groups", {"norm_num_groups": 3})
 vae("more channels than the file has", "decoder.conv_out.weight is [3, 8, 3, 3]", {"out_channels": 4096})
 vae("another class", "describes a VQModel", {"_class_name": "VQModel"})
-vae("a class that is an object", "describes a a value of type dict", {"_class_name": {"a": 1}})
+vae("a class that is an object", "describes a nameless with silu", {"_class_name": {"a": 1}})
 vae("a class of 30,000 letters", "describes a xxx", {"_class_name": "x" * 30_000})
 vae("a list", "is no config.json", b"[]")
 vae("a number", "is no config.json", b"5")

@@ -5,4 +5,4 @@ import sys
 if sys.argv[:1] == ["-m"]:  # `python -m converter.cli.convert` comes here first, as edm2-convert comes to entry.py
     from converter.cli.interrupts import leave_at_once
 
-    leave_at_once(f"edm2-{sys.orig_argv[sys.orig_argv.index('-m') + 1].rpartition('.')[2]}")
+    leave_at_once("edm2-" + next((part for part in sys.orig_argv if "converter.cli." in part), "").rpartition(".")[2])

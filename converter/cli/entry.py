@@ -1,8 +1,8 @@
 """Where the commands begin: what they are made of is imported when Ctrl-C is provided for."""
 
-import importlib
-
 from converter.cli.interrupts import leave_at_once
+
+leave_at_once("edm2")
 
 
 def convert():
@@ -19,4 +19,6 @@ def sample():
 
 def _run(name: str):
     leave_at_once(f"edm2-{name}")
+    import importlib
+
     importlib.import_module(f"converter.cli.{name}").main()

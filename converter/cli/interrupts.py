@@ -3,9 +3,6 @@
 import os
 import signal
 import sys
-import threading
-from types import FrameType
-from typing import NoReturn
 
 INTERRUPTED = 130
 _name = "edm2"
@@ -33,12 +30,12 @@ class KeyboardInterrupts:
             signal.signal(signal.SIGINT, _leave)
 
 
-def _raise(_number: int, _frame: FrameType | None):
+def _raise(*_):
     signal.signal(signal.SIGINT, _leave)
     raise KeyboardInterrupt
 
 
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+def _leave(*_):
     try:
         os.write(2, f"{_name}: interrupted\n".encode())
     finally:
@@ -48,6 +45,8 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
 def _again(unraisable: "sys.UnraisableHookArgs"):
     """Where Python cannot raise (in a callback of its garbage collector, say) it would print and go on."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        import threading
+
         signal.signal(signal.SIGINT, _raise)
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:

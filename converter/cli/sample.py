@@ -423,7 +423,8 @@ def _run(
     from jax_edm2.generation import share
 
     mine = share(request.seeds, jax.process_index(), jax.process_count())
-    todo = mine if skip is None else _todo(mine, folder, skip, about)
+    given = {} if request.class_idx is None else {"class": str(request.class_idx)}
+    todo = mine if skip is None else _todo(mine, folder, skip, {**about, **given})
     precise = "; try --precision=float32" if about["precision"] != "float32" else ""
     began = time.perf_counter()
     silent = sys.stderr is None or not sys.stderr.isatty() or jax.process_index() > 0
