@@ -12,10 +12,11 @@ from typing import Any
 
 from converter import embedded, presets
 from converter.errors import ConverterError
+from converter.finite import count_not_finite, get_ready
 from converter.names import jax_path
 from converter.snapshot import CHUNK, Snapshot
 from jax_edm2.checkpoint import WRITERS, Tensor, stored_dtype
-from jax_edm2.record import Record, Sampler, Source, tensors_digest
+from jax_edm2.record import Record, RecordError, Sampler, Source, tensors_digest
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0"
@@ -28,18 +29,29 @@ class ConvertError(ConverterError):
 
 
 def checkpoint_tensors(
-    snapshot: Snapshot, dtype: str = "keep", progress: Callable[[int], object] = lambda count: None
+    snapshot: Snapshot,
+    dtype: str = "keep",
+    progress: Callable[[int], object] = lambda count: None,
+    not_finite: dict[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The snapshot's tensors by path in the JAX tree, as `dtype`; `progress` is told of bytes as they are read."""
+    """The snapshot's tensors by path in the JAX tree, as `dtype`; `progress` is told of bytes as they are read.
+
+    not_finite: gets how many values of each are NaN or infinite, when it is read.
+    """
 
     def tensor(name):
         stored, where = snapshot.tensors[name], f"{snapshot.path}: {name}"
         wanted = stored.dtype if dtype == "keep" else dtype
 
         def chunks():
+            count = 0
             for chunk in snapshot.chunks(name):
+                if not_finite is not None:
+                    count += count_not_finite(chunk, stored.dtype)
                 yield chunk if wanted == stored.dtype else _cast(chunk, stored.dtype, wanted, where)
                 progress(len(chunk))
+            if count and not_finite is not None:
+                not_finite[name] = count
 
         return Tensor(wanted, stored.shape, chunks)
 
@@ -50,24 +62,28 @@ def describe(snapshot: Snapshot, name: str | None = None, sampler: Sampler | Non
     """The metadata record of a snapshot's checkpoint, but for hashes and dtype, which come with the conversion.
 
     name: the file's name or URL, if its path is not what it is known by. sampler: settings it is to be sampled with.
+    Raises: ConvertError if the snapshot says what no record can hold.
     """
     name = name or snapshot.path.name
     match = FILE_NAME.search(name)
     published = presets.FILE_NAME.fullmatch(name.rpartition("/")[2])
-    return Record(
-        config=snapshot.config,
-        source=Source(
-            name,
-            sha256="0" * 64,
-            kimg=int(match["kimg"]) if match else None,
-            ema_std=float(match["std"]) if match else None,
-        ),
-        code=embedded.identify(snapshot.source),
-        encoder=snapshot.encoder,
-        loss=snapshot.loss,
-        sampler=sampler or Sampler(),
-        license=NVIDIA_LICENSE if published else None,
-    )
+    try:
+        return Record(
+            config=snapshot.config,
+            source=Source(
+                name,
+                sha256="0" * 64,
+                kimg=int(match["kimg"]) if match else None,
+                ema_std=float(match["std"]) if match else None,
+            ),
+            code=embedded.identify(snapshot.source),
+            encoder=snapshot.encoder,
+            loss=snapshot.loss,
+            sampler=sampler or Sampler(),
+            license=NVIDIA_LICENSE if published else None,
+        )
+    except RecordError as error:
+        raise ConvertError(f"{snapshot.path}: no checkpoint could say of it what it says of itself: {error}") from None
 
 
 def convert(
@@ -80,11 +96,13 @@ def convert(
     name: str | None = None,
     sampler: Sampler | None = None,
     progress: Callable[[int], object] = lambda count: None,
+    not_finite: dict[str, int] | None = None,
 ) -> Record:
     """Write `snapshot` as a checkpoint at `target`, whole or not at all, and return its metadata record.
 
     format: safetensors or orbax. dtype: of the tensors, one of DTYPES. name, sampler: for the record (`describe`).
-    progress: called with the number of bytes read.
+    progress: called with the number of bytes read. not_finite: gets the snapshot's tensors that have values that are
+    NaN or infinite, which are kept, and how many.
     Raises: ConvertError, SnapshotError; FileExistsError unless `overwrite`; OSError.
     """
     target = Path(target)
@@ -92,18 +110,22 @@ def convert(
         raise ConvertError(f"{target}: is the snapshot itself; choose another output")
     if not target.parent.is_dir():
         raise ConvertError(f"{target}: the folder {target.parent} does not exist")
-    tensors = checkpoint_tensors(snapshot, dtype, progress)
+    record = describe(snapshot, name, sampler)  # before anything is written
+    not_finite = {} if not_finite is None else not_finite
+    tensors = checkpoint_tensors(snapshot, dtype, progress, not_finite)
     needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(target.parent).free
     if needed > free:
         raise ConvertError(
             f"{target}: needs {needed / 1e6:,.1f} MB, and there are {free / 1e6:,.1f} MB free; make room"
         )
     with SourceHash(snapshot) as source_hash:
+        get_ready(needed)
 
         def finish(record):
-            return dataclasses.replace(record, source=dataclasses.replace(record.source, sha256=source_hash.result()))
+            source = dataclasses.replace(record.source, sha256=source_hash.result())
+            return dataclasses.replace(record, source=source, not_finite=sum(not_finite.values()))
 
-        return WRITERS[format](target, tensors, describe(snapshot, name, sampler), overwrite=overwrite, finish=finish)
+        return WRITERS[format](target, tensors, record, overwrite=overwrite, finish=finish)
 
 
 def in_memory(snapshot: Snapshot, dtype: str | None = "float32") -> dict:

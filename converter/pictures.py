@@ -1,9 +1,11 @@
 """PNG files: named by seed, with a note of how they were made, and contact sheets of them."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from converter.errors import ConverterError
+from jax_edm2 import strict_json
 from jax_edm2.files import scratch, whole_or_nothing
 
 MODES = {1: "L", 3: "RGB"}  # by channels
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ON_A_SHEET = 400  # pictures
 TILE, GAP = 48, 2  # pixels: small pictures are enlarged to at least TILE
 
@@ -29,10 +33,17 @@ class Folder:
     def __init__(self, path: Path, *, subdirs: bool = False, suffix: str = ".png"):
         """subdirs: a folder for every 1,000 seeds, as NVlabs' generate_images.py makes them. Raises: OSError."""
         self.path, self.subdirs, self.suffix = path, subdirs, suffix
+        self._made = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         self._scratch = scratch(path / "picture")
         self._scratch.touch()  # an unwritable folder is known now, and not after an hour
         self._scratch.unlink()
+
+    def leave(self):
+        """Remove the folder, if it was made here and nothing came of it."""
+        with contextlib.suppress(OSError):
+            if self._made:
+                self.path.rmdir()
 
     def file(self, seed: int) -> Path:
         folder = self.path / f"{seed // 1000 * 1000:06d}" if self.subdirs else self.path
@@ -54,6 +65,77 @@ class Folder:
         finally:
             temporary.unlink(missing_ok=True)
         return target
+
+    def differences(self, seed: int, shape: tuple[int, ...], about: dict[str, Any]) -> set[str] | None:
+        """What of `about` is otherwise in the file that is there for a seed; None if none is there that is whole.
+
+        A whole one has the shape [C, H, W], and does not say that it is another seed's. Arrays say nothing.
+        """
+        path = self.file(seed)
+        if not path.is_file():
+            return None
+        if self.suffix == ".npy":
+            return set() if _is_array(path, shape) else None
+        note = _whole_picture(path, shape)
+        if note is None or note.get("seed", str(seed)) != str(seed):
+            return None
+        try:
+            found = strict_json.loads(note.get("edm2", "null"))
+        except strict_json.JSONError:
+            found = None
+        if not isinstance(found, dict):  # of NVlabs' generate_images.py, perhaps
+            return set()
+        return set(_differences({**found, "class": note.get("class")}, about))
+
+
+def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
+    """A whole .npy file of float32?"""
+    try:
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0(file)
+            size = file.tell() + 4 * math.prod(shape)
+    except (OSError, ValueError):
+        return False
+    return header == (shape, False, np.dtype(np.float32)) and path.stat().st_size == size
+
+
+def _whole_picture(path: Path, shape: tuple[int, ...]) -> dict[str, str] | None:
+    """The texts in a PNG file of the shape [C, H, W], whose checksums are right and which can be decoded to its end."""
+    try:
+        if not _has_its_checksums(path.read_bytes()):
+            return None
+        with Image.open(path, formats=["PNG"]) as image:
+            if (image.mode, image.size) != (MODES.get(shape[0]), (shape[2], shape[1])):
+                return None
+            image.load()
+            return {str(name): str(value) for name, value in image.info.items()}
+    except Exception:  # Pillow raises whatever comes: SyntaxError, zlib.error, struct.error
+        return None
+
+
+def _has_its_checksums(data: bytes) -> bool:
+    """Does a PNG file end where it says, every chunk with its CRC? Pillow looks at some of them only."""
+    position, kind = len(SIGNATURE), b""
+    while position < len(data) and kind != b"IEND":
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 8 + length
+        if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
+            return False
+        position = end + 4
+    return data.startswith(SIGNATURE) and kind == b"IEND" and position == len(data)
+
+
+def _differences(found: dict[str, Any], about: dict[str, Any]) -> Iterator[str]:
+    """Names of what is otherwise: settings one by one, networks by their digests and not by their names."""
+    for name, value in about.items():
+        other = found.get(name)
+        if name in ("network", "guide"):
+            value, other = (v.get("digest") if isinstance(v, dict) else None for v in (value, other))
+        if name == "settings" and isinstance(other, dict):
+            yield from _differences(other, value)
+        elif name != "edm2_jax" and json.dumps(other, sort_keys=True) != json.dumps(value, sort_keys=True):
+            yield name
 
 
 def _image(array: np.ndarray) -> Image.Image:

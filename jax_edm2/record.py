@@ -1,21 +1,34 @@
-"""What a checkpoint says about itself: one JSON record, stored under the metadata key `edm2`. Imports no jax."""
+"""What a checkpoint says about itself: one JSON record, stored under the metadata key `edm2`. Imports no jax.
+
+A record that can be made can be read again: its fields are bounded when it is made, by the rules that it is read by.
+"""
 
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from jax_edm2 import __version__
+from jax_edm2 import __version__, strict_json
 from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.messages import brief
 
 KEY = "edm2"
 FORMAT = 1
+CHECK = "record_digest"  # the sha256 of the record without it
+LATER = {"code", "not_finite"}  # fields that records of before lack
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MOST_BYTES = 2**18  # of a record's JSON; real ones have 1,500
 
 
 class RecordError(ValueError):
-    """A metadata record that is missing, or not one that this version understands."""
+    """A metadata record that is missing, damaged, or not one that this version understands or could read again."""
+
+
+class _FieldError(RecordError):
+    """A field that is missing, unknown, or of another kind or size than it may be."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +52,6 @@ class Code:
 
     MOST: ClassVar[int] = 20  # of them
     LONGEST: ClassVar[int] = 200  # characters of each
-
-    def __post_init__(self):
-        texts = [text for text in (self.sha256, self.known, self.nearest) if text is not None]
-        if not isinstance(self.differs, tuple) or len(self.differs) > self.MOST:
-            raise RecordError(f"its entry 'code' has no list of at most {self.MOST} differences")
-        if not all(isinstance(text, str) and len(text) <= self.LONGEST for text in (*texts, *self.differs)):
-            raise RecordError(f"its entry 'code' has a value that is no text of at most {self.LONGEST} characters")
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Record:
     config: EDM2Config
     dtype: str = ""  # of the stored tensors: float16, float32, bfloat16, or several joined by '+'
     digest: str = ""  # tensors_digest of the stored tensors
+    not_finite: int | None = None  # how many stored values are NaN or infinite; None where nobody has looked
     source: Source | None = None
     code: Code | None = None  # None in records of before it was looked at
     encoder: Encoder | None = None
@@ -95,28 +102,207 @@ class Record:
     converter: str = __version__
     format: int = FORMAT
 
+    def __post_init__(self):
+        """Raises: RecordError."""
+        if not isinstance(self.config, EDM2Config):
+            raise _FieldError(f"config must be an EDM2Config, not {brief(self.config)}")
+        for name, kind in _PARTS.items():
+            if name != "config":
+                _check_part(name, getattr(self, name), kind)
+        for name, rule in _RULES[type(self)].items():
+            _check(name, getattr(self, name), rule)
+        try:
+            _loads(self.to_json())
+        except strict_json.JSONError as error:  # a number of the configuration, say
+            raise RecordError(f"the record could not be read again: it {error}") from None
+
     def to_json(self) -> str:
         """Sorted JSON on one line: equal records give equal bytes."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        return json.dumps({**fields, CHECK: _digest(fields)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The record that `to_json` wrote. Raises: RecordError."""
+        what = f"its '{KEY}' metadata is not a record of this format"
         try:
-            fields = json.loads(text)
-            if fields["format"] != FORMAT:
-                raise RecordError(f"it has format {fields['format']!r}; this version reads format {FORMAT}")
-            fields["config"] = EDM2Config(**fields["config"])
+            fields = _loads(text)
+            if not isinstance(fields, dict) or "format" not in fields:
+                raise RecordError(f"{what}: it has no format")
+            if type(fields["format"]) is not int or fields["format"] != FORMAT:
+                found = brief(fields["format"])
+                raise RecordError(f"it has format {found}; this version reads format {FORMAT}")
+            digest = fields.pop(CHECK, None)  # older records have none
+            if digest is not None and digest != _digest(fields):
+                raise RecordError(f"its '{KEY}' metadata was altered: it does not have its own {CHECK}")
+            _check_keys("", fields, cls)
             for name, kind in _PARTS.items():
                 if fields.get(name) is not None:
-                    values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()}
-                    fields[name] = kind(**values)
+                    fields[name] = _part(name, fields[name], kind)
             return cls(**fields)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise RecordError(f"its '{KEY}' metadata is not a record of this format: {error}") from error
+        except (strict_json.JSONError, ConfigError, _FieldError) as error:
+            raise RecordError(f"{what}: {error}") from error
 
 
-_PARTS: dict[str, type] = {"source": Source, "code": Code, "encoder": Encoder, "loss": Loss, "sampler": Sampler}
+def _loads(text: str) -> Any:
+    return strict_json.loads(text, most_bytes=MOST_BYTES, most_values=10_000)
+
+
+_PARTS: dict[str, type] = {
+    "config": EDM2Config,
+    "source": Source,
+    "code": Code,
+    "encoder": Encoder,
+    "loss": Loss,
+    "sampler": Sampler,
+}
+
+
+# What the fields may be
+
+
+@dataclass(frozen=True)
+class _Text:
+    most: int  # characters
+    pattern: str = ".*"
+    optional: bool = False
+    what: str = "a text of at most {most:,} characters"
+
+    def holds(self, value: Any) -> bool:
+        if not isinstance(value, str) or len(value) > self.most or not re.fullmatch(self.pattern, value, re.DOTALL):
+            return False
+        return json.loads(json.dumps(value)) == value  # two halves of a surrogate pair would become one character
+
+    def __str__(self):
+        return self.what.format(most=self.most)
+
+
+@dataclass(frozen=True)
+class _Number:
+    least: float
+    most: float
+    integer: bool = False
+    optional: bool = False
+
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.integer else int | float):
+            return False
+        return self.least <= value <= self.most
+
+    def __str__(self):
+        return f"{'an integer' if self.integer else 'a number'} from {self.least:g} to {self.most:g}"
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A tuple of numbers, whose magnitudes are bounded."""
+
+    least: float
+    most: float
+    optional: bool = True
+    longest: int = 1024
+
+    def holds(self, value: Any) -> bool:
+        if not isinstance(value, tuple) or len(value) > self.longest:
+            return False
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        return numbers and all(self.least <= abs(v) <= self.most for v in value)
+
+    def __str__(self):
+        return f"at most {self.longest:,} numbers of magnitude {self.least:g} to {self.most:g}"
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """A tuple of texts."""
+
+    most: int
+    longest: int  # characters
+    optional: bool = False
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) <= self.most and all(map(_Text(self.longest).holds, value))
+
+    def __str__(self):
+        return f"at most {self.most} texts of at most {self.longest} characters"
+
+
+_HASH = _Text(64, "[0-9a-f]{64}", what="64 hexadecimal digits")
+_DTYPES = "float16|float32|float64|bfloat16"
+_RULES: dict[type, dict[str, Any]] = {
+    Source: {
+        "name": _Text(4096),
+        "sha256": _HASH,
+        "kimg": _Number(0, 10**9, integer=True, optional=True),
+        "ema_std": _Number(0, 10, optional=True),
+    },
+    Code: {
+        "sha256": _HASH,
+        "known": _Text(Code.LONGEST, optional=True),
+        "nearest": _Text(Code.LONGEST, optional=True),
+        "differs": _Texts(Code.MOST, Code.LONGEST),
+    },
+    Encoder: {
+        "kind": _Text(256),
+        "scale": _Numbers(1e-6, 1e6),
+        "bias": _Numbers(0, 1e6),
+        "vae": _Text(256, optional=True),
+    },
+    Loss: {"P_mean": _Number(-1e6, 1e6), "P_std": _Number(0, 1e6), "sigma_data": _Number(0, 1e6)},
+    Sampler: {
+        "num_steps": _Number(1, 10_000, integer=True),
+        "sigma_min": _Number(0, 1e9),
+        "sigma_max": _Number(0, 1e9),
+        "rho": _Number(0, 1e6),
+        "guidance": _Number(-1e6, 1e6),
+        "guide": _Text(256, optional=True),
+    },
+    Record: {
+        "dtype": _Text(64, f"(({_DTYPES})([+]({_DTYPES}))*)?", what="the name of a dtype, or several joined by '+'"),
+        "digest": _Text(128),
+        "not_finite": _Number(0, 2**53, integer=True, optional=True),
+        "license": _Text(256, optional=True),
+        "converter": _Text(64),
+        "format": _Number(FORMAT, FORMAT, integer=True),
+    },
+}
+
+
+def _check(name: str, value: Any, rule: Any):
+    if not (rule.holds(value) or (value is None and rule.optional)):
+        found = f"a text of {len(value):,} characters" if isinstance(value, str) and len(value) > 60 else brief(value)
+        raise _FieldError(f"{name} must be {rule}{', or nothing' * rule.optional}, not {found}")
+
+
+def _check_part(name: str, value: Any, kind: type):
+    """A part that is made already."""
+    if value is None and name != "sampler":
+        return
+    if not isinstance(value, kind):
+        raise _FieldError(f"{name} must be a {kind.__name__}, not {brief(value)}")
+    for field, rule in _RULES[kind].items():
+        _check(f"{name}.{field}", getattr(value, field), rule)
+
+
+def _part(name: str, fields: Any, kind: Any) -> Any:
+    """A part made of what JSON has of it."""
+    if not isinstance(fields, dict):
+        raise _FieldError(f"{name} must be an object, not {brief(fields)}")
+    _check_keys(f"{name}.", fields, kind)
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def _check_keys(where: str, fields: dict[str, Any], kind: Any):
+    """Every field of a dataclass, and no other."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    if missing := sorted(known - fields.keys() - (LATER if kind is Record else set())):
+        raise _FieldError(f"{where}{missing[0]} is missing")
+    if unknown := sorted(fields.keys() - known):
+        raise _FieldError(f"{where}{brief(unknown[0])} is not part of a record")
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def tensors_digest(lines: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:

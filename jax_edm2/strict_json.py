@@ -1,7 +1,10 @@
 """JSON from files that nobody vouches for: bounded in size, depth and values before anything is built of it."""
 
 import json
+import os
 import re
+import stat
+from pathlib import Path
 from typing import Any, NoReturn
 
 MOST_BYTES = 4 * 2**20
@@ -34,6 +37,17 @@ def loads(text: str | bytes, *, most_bytes: int = MOST_BYTES, most_values: int =
         raise
     except (ValueError, RecursionError) as error:
         raise JSONError(f"is no JSON ({str(error)[:200]})") from None
+
+
+def load(path: str | os.PathLike, *, most_bytes: int = MOST_BYTES, most_values: int = MOST_VALUES) -> Any:
+    """The value in a JSON file, as `loads` reads it. Raises: JSONError, OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would block
+        raise JSONError("is no regular file")
+    with open(path, "rb") as file:
+        text = file.read(most_bytes + 1)
+    if len(text) > most_bytes:
+        raise JSONError(f"holds {Path(path).stat().st_size:,} bytes of JSON; {most_bytes:,} are read at most")
+    return loads(text, most_bytes=most_bytes, most_values=most_values)
 
 
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)

@@ -4,7 +4,6 @@ It is that of diffusers' AutoencoderKL, of any size: tensors have its names and 
 computed in the tensors' dtype, with norms in float32. Published weights: huggingface.co/stabilityai/sd-vae-ft-mse.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,11 +14,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_edm2.messages import listing
+from jax_edm2 import strict_json
+from jax_edm2.messages import brief, listing, printable
 from jax_edm2.ops import convolve
+from jax_edm2.safetensors_format import NAMES, File, FormatError
 
 NORM_EPS = 1e-6
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # what diffusers calls the files of a VAE
+
+MOST_CONFIG = 2**16  # bytes; real ones have 700
+_DECODER = ("decoder.", "post_quant_conv.")  # how the names of its tensors begin
+_LIMITS = {
+    "layers_per_block": (0, 64),
+    "norm_num_groups": (1, 2**16),
+    "latent_channels": (1, 4096),
+    "out_channels": (1, 4096),
+}
 
 # What the projections of the attention were called before diffusers 0.18, as in published files.
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -160,8 +170,6 @@ def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tu
     config: its config.json; by default that beside the file, or the published VAE's if there is none.
     Raises: VAEError.
     """
-    import safetensors
-
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     path = path / WEIGHTS if path.is_dir() else path
@@ -172,27 +180,31 @@ def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tu
     config = config or (folder / CONFIG if (folder / CONFIG).is_file() else None)
     decoder = VAEDecoder(read_vae_config(config) if config else VAEConfig())
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        names = set(file.keys())
-    except (safetensors.SafetensorError, OSError) as error:
-        raise VAEError(f"{path}: is no safetensors file ({error}); pickled VAEs are not read") from error
-    stored = {name: name if name in names else _old_name(name) for name in decoder.config.tensors}
+        with File(path) as file:
+            stored = {name: name if name in file.entries else _old_name(name) for name in decoder.config.tensors}
+            problems = _problems(file, stored, decoder.config.tensors)
+            if problems:
+                raise VAEError(f"{path}: does not hold the decoder of an AutoencoderKL: " + listing(problems))
+            return decoder, {name: jnp.asarray(file.array(stored[name]), dtype) for name in stored}
+    except FormatError as error:
+        raise VAEError(f"{path}: {error}; pickled VAEs are not read") from error
+    except OSError as error:
+        raise VAEError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _problems(file: File, stored: Mapping[str, str], tensors: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Where a file's tensors differ from a decoder's, which have other names there: `stored`."""
     problems = []
-    for name, shape in decoder.config.tensors.items():
-        found = tuple(file.get_slice(stored[name]).get_shape()) if stored[name] in names else None
-        if found is None:
+    for name, shape in tensors.items():
+        entry = file.entries.get(stored[name])
+        if entry is None:
             problems.append(f"- {name} {list(shape)} is missing")
-        elif found != shape:
-            problems.append(f"! {name} is {list(found)}, should be {list(shape)}")
-    known = {*stored.values()}
-    unknown = (name for name in sorted(names - known) if name.startswith(("decoder.", "post_quant_conv.")))
-    problems += [f"+ {name} is not part of it" for name in unknown]
-    if problems:
-        raise VAEError(f"{path}: does not hold the decoder of an AutoencoderKL: " + listing(problems))
-    try:
-        return decoder, {name: jnp.asarray(file.get_tensor(stored[name]), dtype) for name in stored}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise VAEError(f"{path}: has tensors of a kind that numpy does not know ({error})") from error
+        elif entry.shape != shape:
+            problems.append(f"! {name} is {list(entry.shape)}, should be {list(shape)}")
+        elif entry.dtype not in NAMES:
+            problems.append(f"! {name} is {entry.dtype}, should be one of {', '.join(NAMES)}")
+    unknown = sorted(name for name in file.entries.keys() - {*stored.values()} if name.startswith(_DECODER))
+    return problems + [f"+ {printable(name[:200])} is not part of it" for name in unknown]
 
 
 def _old_name(name: str) -> str:
@@ -204,26 +216,30 @@ def _old_name(name: str) -> str:
 def read_vae_config(path: Path) -> VAEConfig:
     """The decoder that a VAE's config.json describes. Raises: VAEError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        kind, activation = found.get("_class_name", "AutoencoderKL"), found.get("act_fn", "silu")
-        if kind != "AutoencoderKL" or activation != "silu":
-            raise VAEError(f"{path}: describes a {kind} with {activation}; only AutoencoderKL with silu is known")
-        values = {f.name: found[f.name] for f in fields(VAEConfig) if f.name in found}
-        for name, value in values.items():
-            default = getattr(VAEConfig(), name)
-            if name == "block_out_channels":
-                values[name] = tuple(value)
-            elif type(value) is not type(default) or not 0 <= value <= 4096 or (value == 0 and default > 1):
-                raise VAEError(f"{path}: {name} is {value!r:.100}, which makes no decoder")
-        config = VAEConfig(**values)
-        widths = config.block_out_channels
-        sound = all(
-            type(width) is int and 0 < width <= 2**16 and not width % config.norm_num_groups for width in widths
+        found = strict_json.load(path, most_bytes=MOST_CONFIG)
+    except (OSError, strict_json.JSONError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise VAEError(f"{path}: is no config.json of a VAE ({reason})") from error
+    if not isinstance(found, dict):
+        raise VAEError(f"{path}: is no config.json of a VAE ({brief(found)})")
+    kind, activation = found.get("_class_name", "AutoencoderKL"), found.get("act_fn", "silu")
+    if kind != "AutoencoderKL" or activation != "silu":
+        kind, activation = (printable(v[:60]) if isinstance(v, str) else "nameless" for v in (kind, activation))
+        raise VAEError(f"{path}: describes a {kind} with {activation}; only AutoencoderKL with silu is known")
+    values = {f.name: found[f.name] for f in fields(VAEConfig) if f.name in found}
+    for name, value in values.items():
+        default, (least, most) = getattr(VAEConfig(), name), _LIMITS.get(name, (0, 0))
+        if name == "block_out_channels":
+            values[name] = value = tuple(value) if isinstance(value, list) else ()
+            sound = 0 < len(value) < 10 and all(type(width) is int and 0 < width <= 2**16 for width in value)
+        else:
+            sound = type(value) is type(default) and (isinstance(value, bool) or least <= value <= most)
+        if not sound:
+            raise VAEError(f"{path}: {name} is {brief(found[name])}, which makes no decoder")
+    config = VAEConfig(**values)
+    if any(width % config.norm_num_groups for width in config.block_out_channels):
+        widths = list(config.block_out_channels)
+        raise VAEError(
+            f"{path}: block_out_channels {widths} make no decoder with {config.norm_num_groups} groups for every norm"
         )
-        if not 0 < len(widths) < 10 or not sound:
-            raise VAEError(f"{path}: block_out_channels {list(widths)!r:.100} make no decoder")
-        return config
-    except VAEError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise VAEError(f"{path}: is no config.json of a VAE ({error})") from error
+    return config

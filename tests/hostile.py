@@ -13,11 +13,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import children
-from tests.hostile_inputs import ACCEPT, INPUTS, Input
+from tests import children, hostile_checkpoints, hostile_inputs
+from tests.hostile_inputs import ACCEPT, Input
 from tests.hostile_pickles import SENTINEL
 
-TABLES = [INPUTS]  # one for every kind of file that is read
+TABLES = [hostile_inputs.INPUTS, hostile_checkpoints.INPUTS]  # one for every kind of file that is read
 CHARACTERS = 2000
 PATIENCE = 120  # seconds, after which a process is taken to wait for something that never comes
 

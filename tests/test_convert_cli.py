@@ -10,14 +10,18 @@ import time
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from click.testing import CliRunner
 
 import jax_edm2
 from converter import processes
 from converter.cli.convert import edm2_convert
+from converter.finite import SIZES, count_not_finite
+from jax_edm2.tensors import numpy_dtype
 from tests.children import command
 from tests.networks import network
 from tests.test_parity import CONFIG
+from torch_ref.encoders import StabilityVAEEncoder
 from torch_ref.snapshot import write_snapshot
 
 COMMAND = processes.module("converter.cli.convert")
@@ -96,6 +100,60 @@ def test_dtype(digits_pkl, tmp_path, dtype):
         assert cast[name].dtype == wanted
         np.testing.assert_array_equal(cast[name], value.astype(wanted))
     assert jax_edm2.read_record(tmp_path / "x.safetensors").dtype == dtype
+
+
+def test_not_finite_values_are_kept_and_said(tmp_path):
+    net = network(CONFIG)
+    net.unet.out_conv.weight.view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    net.unet.out_gain.fill_(torch.nan)
+    write_snapshot(tmp_path / "x.pkl", net)
+    for format in ("safetensors", "orbax"):
+        target = tmp_path / f"x.{format}"
+        result = run(tmp_path / "x.pkl", "-o", target, "--json", "--format", format)
+        assert result.returncode == 0
+        assert result.stderr == (
+            "edm2-convert: warning: x.pkl: 4 values are NaN or infinite, and are kept so: in "
+            "unet.out_conv.weight (3); unet.out_gain (1); edm2-sample refuses such a network\n"
+        )
+        assert json.loads(result.stdout)["metadata"]["not_finite"] == 4
+        assert jax_edm2.read_record(target).not_finite == 4
+        _, variables = jax_edm2.load(target)
+        weight = np.asarray(variables["params"]["unet"]["out_conv"]["mpconv_weight"])
+        np.testing.assert_array_equal(weight.view(np.uint16), net.unet.out_conv.weight.half().numpy().view(np.uint16))
+    assert run(tmp_path / "x.pkl", "-o", tmp_path / "y.safetensors", "--dtype", "float32").stderr.count("4 values") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("plain", [True, False], ids=["plain Python", "numpy"])
+def test_not_finite_values_are_found(dtype, plain, monkeypatch):
+    """Among bit patterns of all kinds: every one of two bytes, and random ones with each exponent."""
+    if plain:
+        monkeypatch.setattr("converter.finite._numpy_is_there", lambda: False)
+    size = SIZES[dtype]
+    bits = np.arange(2**16, dtype=f"u{size}") << (8 * size - 16)
+    bits |= np.random.default_rng(0).integers(0, 2 ** (8 * size - 16), 2**16, dtype=bits.dtype)
+    values = bits.view(numpy_dtype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = ~np.isfinite(values.astype(np.float64))
+    assert count_not_finite(values.tobytes(), dtype) == wanted.sum() > 0
+    assert count_not_finite(values[~wanted].tobytes(), dtype) == 0
+    for value in values[wanted][:: wanted.sum() // 32]:  # alone, wherever
+        assert count_not_finite(np.array([*values[~wanted][:5], value]).tobytes(), dtype) == 1
+
+
+def test_what_no_record_can_hold(tmp_path):
+    """What is converted can be loaded: an encoder whose class has a name of 15 million letters is not."""
+    for change, text in (
+        (lambda e: setattr(type(e), "__name__", "x" * 300), "encoder.kind must be a text of at most 256 characters"),
+        (lambda e: setattr(e, "vae_name", "x" * 300), "encoder.vae must be a text"),
+        (lambda e: setattr(e, "scale", np.array([np.nan] * 4)), "encoder.scale must be at most 1,024 numbers"),
+        (lambda e: setattr(e, "scale", np.zeros(4, np.float32)), "encoder.scale must be at most 1,024 numbers"),
+    ):
+        encoder = type("Encoder", (StabilityVAEEncoder,), {"__module__": StabilityVAEEncoder.__module__})()
+        change(encoder)
+        write_snapshot(tmp_path / "x.pkl", network(CONFIG), encoder=encoder)
+        fails("x.pkl", text=f"x.pkl: no checkpoint could say of it what it says of itself: {text}", cwd=tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pkl"]
 
 
 def test_overflow_is_refused(tmp_path):

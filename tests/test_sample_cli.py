@@ -222,6 +222,66 @@ def test_skipping_and_the_grid(digits_checkpoint, tmp_path):
     assert run(*arguments, "--seeds=0-4", "--skip-existing").stdout.startswith(f"{tmp_path}: 0 pictures, 5 there")
 
 
+def test_what_is_torn_or_of_another_seed_is_made_again(digits_checkpoint, tmp_path):
+    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=0-7", "--skip-existing", *QUICK)
+    assert run(*arguments).returncode == 0
+    whole = pictures(tmp_path)
+    for seed, data in enumerate((
+        b"",
+        whole["000001.png"][:-1],
+        whole["000002.png"][:200],
+        whole["000003.png"].replace(b"IDAT", b"IDAU"),
+        whole["000003.png"],  # of seed 3
+        whole["000005.png"][:-20] + bytes([whole["000005.png"][-20] ^ 1]) + whole["000005.png"][-19:],
+        b"no picture",
+    )):  # fmt: skip
+        (tmp_path / f"{seed:06d}.png").write_bytes(data)
+    result = run(*arguments)
+    assert result.stdout.startswith(f"{tmp_path}: 7 pictures, 1 there already, "), result
+    assert pictures(tmp_path) == whole
+    assert result.stderr == ""
+    result = run(*arguments, "--steps=3", "--class=1", "--seeds=0-8")
+    assert result.stdout.startswith(f"{tmp_path}: 1 pictures, 8 there already, ")
+    assert result.stderr == (
+        "edm2-sample: warning: 8 pictures that are left were made otherwise (class, num_steps): remove them, or choose "
+        "another --outdir\n"
+    )
+
+
+def test_arrays_that_are_torn(tmp_path):
+    folder, array = Folder(tmp_path, suffix=".npy"), np.zeros((4, 8, 8), np.float32)
+    for seed in range(6):
+        folder.write(seed, array, {})
+    assert folder.differences(0, (4, 8, 8), {}) == set()
+    assert folder.differences(0, (4, 8, 9), {}) is None
+    data = folder.file(0).read_bytes()
+    for broken in (b"", data[:-1], data + b"x", data[:50], data.replace(b"<f4", b"<i4"), b"\x93NUMPY" + bytes(200)):
+        folder.file(0).write_bytes(broken)
+        assert folder.differences(0, (4, 8, 8), {}) is None
+
+
+def test_networks_that_are_not_finite(digits, digits_checkpoint, tmp_path):
+    """Black pictures, they gave, and exit code 0."""
+    net, variables = digits
+    record = jax_edm2.read_record(digits_checkpoint)
+    spoilt = jax.tree.map(lambda leaf: leaf, variables)
+    spoilt["params"]["unet"]["out_gain"] = np.float16(np.inf)
+    jax_edm2.save(tmp_path / "bad.safetensors", net, spoilt, record=record)
+    out = f"--outdir={tmp_path / 'out'}"
+    says = "bad.safetensors: has values that are NaN or infinite, in params/unet/out_gain (1)"
+    fails(f"--net={tmp_path / 'bad.safetensors'}", out, *QUICK, text=says)
+    guided = (f"--net={digits_checkpoint}", f"--gnet={tmp_path / 'bad.safetensors'}", "--guidance=2")
+    fails(*guided, out, *QUICK, text=says)
+    # Weights that are finite, and values that are not
+    huge = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+    huge["params"]["unet"]["out_gain"] = np.float32(3e38)
+    jax_edm2.save(tmp_path / "huge.safetensors", net, huge, record=record)
+    result = run(f"--net={tmp_path / 'huge.safetensors'}", out, *QUICK)
+    assert result.returncode == 2
+    assert "the network gives values that are NaN or infinite for seed 16" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_processes_on_loopback(digits_checkpoint, tmp_path):
     """Each takes its share, and the pictures are those of one process, byte for byte."""
     with socket.socket() as free:

@@ -1,5 +1,6 @@
 """edm2-verify as a user meets it: a process with arguments, reports and an exit code."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,10 +8,11 @@ import signal
 import subprocess
 import time
 
-import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+import jax_edm2
 from converter import processes
 from converter.snapshot import read_snapshot
 from converter.verify.report import SCHEMA
@@ -89,14 +91,11 @@ def test_report_md(report):
 
 
 def test_a_fault_in_a_checkpoint_is_exit_code_1(digits_pkl, digits_checkpoint, tmp_path):
-    import safetensors
-    import safetensors.numpy
-
-    with safetensors.safe_open(digits_checkpoint, "numpy") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    tensors[PATH] = np.asarray(tensors[PATH].swapaxes(2, 3), order="C")
+    net, variables = jax_edm2.load(digits_checkpoint)
+    leaves = flatten_dict(variables, sep="/")
+    leaves[PATH] = leaves[PATH].swapaxes(2, 3)
     bad = tmp_path / "bad.safetensors"
-    safetensors.numpy.save_file(tensors, bad, metadata)
+    jax_edm2.save(bad, net, unflatten_dict(leaves, sep="/"), record=jax_edm2.read_record(digits_checkpoint))
     result = run(digits_pkl, "--checkpoint", bad, *QUICK, "--json")
     assert result.returncode == 1, result.stderr
     record = json.loads(result.stdout)
@@ -108,15 +107,9 @@ def test_a_fault_in_a_checkpoint_is_exit_code_1(digits_pkl, digits_checkpoint, t
 
 
 def test_another_configuration_in_a_checkpoint(digits_pkl, digits_checkpoint, tmp_path):
-    import safetensors
-    import safetensors.numpy
-
-    with safetensors.safe_open(digits_checkpoint, "numpy") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    text = metadata["edm2"]
-    assert '"res_balance": 0.3' in text
+    net, variables = jax_edm2.load(digits_checkpoint)
     bad = tmp_path / "bad.safetensors"
-    safetensors.numpy.save_file(tensors, bad, {"edm2": text.replace('"res_balance": 0.3', '"res_balance": 0.31')})
+    jax_edm2.save(bad, net.clone(config=dataclasses.replace(net.config, res_balance=0.31)), variables)
     result = run(digits_pkl, "--checkpoint", bad, *QUICK, "--json")
     record = json.loads(result.stdout)
     assert result.returncode == 1

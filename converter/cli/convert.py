@@ -20,8 +20,10 @@ from converter.convert import DTYPES, checkpoint_tensors, convert, describe, tre
 from converter.snapshot import Snapshot, read_snapshot
 from jax_edm2 import __version__
 from jax_edm2.checkpoint import ORBAX_MARK, WRITERS, CheckpointError, Tensor, read_record, stored_dtype
-from jax_edm2.record import Record, Sampler
+from jax_edm2.messages import listing
+from jax_edm2.record import CHECK, Record, Sampler
 
+NAMED = 5  # tensors, in a warning
 PROGRESS_FROM = 64 * 2**20  # bytes; smaller files are done before a bar is drawn
 SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax"}
 
@@ -76,8 +78,8 @@ def edm2_convert(
 ):
     """Turn an NVlabs EDM2 snapshot (SOURCE, a .pkl file or its URL, or a --preset) into a checkpoint for JAX.
 
-    Nothing in the snapshot is executed. A guided preset gives two checkpoints, its network's and its guide's. Load
-    the result with jax_edm2.load(OUTPUT).
+    Nothing in the snapshot is executed. Values that are NaN or infinite are kept, with a warning. A guided preset gives
+    two checkpoints, its network's and its guide's. Load the result with jax_edm2.load(OUTPUT).
     """
     if list_presets:
         _list_presets(json_)
@@ -126,14 +128,17 @@ class _Work:
         with read_snapshot(self.fetching.bring(location)) as snapshot:
             tensors = checkpoint_tensors(snapshot, self.dtype)
             existing = self._existing(snapshot, output, tensors) if shared else None
+            not_finite: dict[str, int] = {}
             if self.dry_run or existing:
                 record = existing or describe(snapshot, location.name, sampler)
             else:
                 with progress_bar(snapshot) as progress:
                     record = convert(
                         snapshot, output, format=self.format, dtype=self.dtype, overwrite=self.force,
-                        name=location.name, sampler=sampler, progress=progress.update,
+                        name=location.name, sampler=sampler, progress=progress.update, not_finite=not_finite,
                     )  # fmt: skip
+            if not_finite:
+                say(f"edm2-convert: warning: {location.name}: {_not_finite(not_finite)}", err=True)
             if line := embedded.warning(location.name, embedded.identify(snapshot.source)):
                 say(f"edm2-convert: warning: {line}", err=True)
         return {
@@ -154,6 +159,15 @@ class _Work:
             return None
         same = record.source is not None and record.source.sha256 == file_sha256(snapshot.path)
         return record if same and record.dtype == stored_dtype(tensors) else None
+
+
+def _not_finite(counts: dict[str, int]) -> str:
+    names = listing([f"{name} ({count:,})" for name, count in sorted(counts.items())][:NAMED])
+    more = f"; and in {len(counts) - NAMED:,} more tensors" if len(counts) > NAMED else ""
+    total = sum(counts.values())
+    return (
+        f"{total:,} values are NaN or infinite, and are kept so: in {names}{more}; edm2-sample refuses such a network"
+    )
 
 
 def _show(report: dict[str, Any]):
@@ -202,6 +216,7 @@ def metadata(record: Record, tensors: dict[str, Tensor]) -> dict:
     """The record as JSON; hashes, which a dry run does not compute, are null."""
     fields = json.loads(record.to_json())
     if not record.digest:
+        del fields[CHECK]
         fields |= {"dtype": stored_dtype(tensors), "digest": None, "source": {**fields["source"], "sha256": None}}
     return fields
 

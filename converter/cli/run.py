@@ -9,22 +9,25 @@ from typing import NoReturn
 
 import click
 
+from converter.cli.interrupts import INTERRUPTED, KeyboardInterrupts, leave_at_once
 from converter.errors import ConverterError, ProcessFailed
 from jax_edm2.checkpoint import CheckpointError
 from jax_edm2.messages import one_line
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 TERMINATED = 128 + signal.SIGTERM
 
 
 def run(command: click.Command) -> NoReturn:
     """Run a click command to its exit code: 0 done, 2 bad usage or input, 130 interrupted, or what it returns."""
     name = command.name or "edm2"
+    leave_at_once(name)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with tracebacks
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as any exit: what is half done is removed
     try:
-        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+        with KeyboardInterrupts():
+            code = command.main(prog_name=name, standalone_mode=False) or 0
+        sys.exit(code)
     except click.ClickException as error:
         _fail(name, f"{error.format_message()} (see {name} --help)")
     except (ConverterError, CheckpointError) as error:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from converter.errors import ConverterError
 from converter.networks import LoadedNetwork, is_checkpoint, load_network
 from jax_edm2 import __version__
 from jax_edm2.checkpoint import read_record
+from jax_edm2.tensors import not_finite
 
 if TYPE_CHECKING:
     from converter.pictures import Folder
@@ -154,7 +156,9 @@ class _Request:
 )
 @click.option("--latents", is_flag=True, help="Save what the network gives as float32 arrays (.npy), not as pictures.")
 @click.option("--grid", is_flag=True, help="Also make a contact sheet of the first 400 pictures, OUTDIR/grid.png.")
-@click.option("--skip-existing", is_flag=True, help="Leave out seeds whose picture is there already.")
+@click.option(
+    "--skip-existing", is_flag=True, help="Leave out seeds whose picture is there, whole: what is torn is made again."
+)
 @click.option("--distributed", is_flag=True, help="This is one of several processes, which a cluster started.")
 @click.option("--coordinator", metavar="HOST:PORT", help="Of process 0, where there is no such cluster.")
 @click.option("--num-processes", type=click.IntRange(1), help="How many processes there are.")
@@ -192,9 +196,12 @@ def edm2_sample(
     if grid and sheet.is_dir():
         raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
     try:
-        generator, about = _prepare(request, Fetching(sha256, cache_dir, offline, timeout))
-        report = _run(request, generator, folder, about, skip_existing)
-    except JaxRuntimeError as error:
+        generator, about, shape = _prepare(request, Fetching(sha256, cache_dir, offline, timeout))
+        report = _run(request, generator, folder, about, shape if skip_existing else None)
+    except BaseException as error:
+        folder.leave()
+        if not isinstance(error, JaxRuntimeError):
+            raise
         text = " ".join(str(error).split())
         raise SampleError(f"JAX could not go on ({text:.150}); try a smaller --batch or --vae-batch") from None
     if grid:
@@ -273,8 +280,8 @@ def _settings(flags: dict[str, Any], guidance: float) -> "Settings":
 # Networks
 
 
-def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[str, Any]]":
-    """The generator, and what is said in every picture about where it comes from."""
+def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[str, Any], tuple[int, ...]]":
+    """The generator, what is said in every picture about where it comes from, and the shape of one: [C, H, W]."""
     import jax
 
     from converter.pictures import MODES
@@ -282,9 +289,10 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
     from jax_edm2.generation import Generator
 
     jax.config.update("jax_default_matmul_precision", "highest")  # of float32: embeddings and the VAE are always that
-    main = _load(request, fetching, request.net)
+    main = _load(request, fetching, request.net)  # its digest is checked: it goes into every picture
     guide = None if request.guide is None else _load(request, fetching, request.guide)
-    channels = main.net.config.img_channels
+    channels, size = main.net.config.img_channels, main.net.config.img_resolution
+    shape = channels, size, size
     try:
         decoder = None
         if not request.latents:
@@ -293,6 +301,9 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
                 raise SampleError(
                     f"{main.name}: draws {channels} channels and names no VAE: no pictures; use --latents"
                 )
+            if vae is not None:
+                _refuse_not_finite("the VAE", vae[1])
+                shape = vae[0].config.out_channels, size * vae[0].scale, size * vae[0].scale
             decoder = make_decoder(main.record.encoder, vae, request.vae_batch)
         generator = Generator(
             main.net, main.variables, guide=(guide.net, guide.variables) if guide else None,
@@ -309,7 +320,7 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
         "nvlabs_rounding": request.nvlabs_rounding,
         "edm2_jax": __version__,
     }
-    return generator, about
+    return generator, about, shape
 
 
 def _about(network: LoadedNetwork) -> dict[str, Any]:
@@ -343,6 +354,7 @@ def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNe
     loaded = load_network(fetching.bring(location), location.name, dtype)
     if line := embedded.warning(loaded.name, loaded.record.code):
         say(f"edm2-sample: warning: {line}", err=True)
+    _refuse_not_finite(loaded.name, loaded.variables)
     if request.nvlabs_rounding:
         if "float16" not in loaded.record.dtype.split("+"):
             raise SampleError(
@@ -351,6 +363,17 @@ def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNe
             )
         loaded = dataclasses.replace(loaded, variables=nvlabs_gains(loaded.variables))
     return loaded
+
+
+def _refuse_not_finite(name: str, variables: Any):
+    """A network with NaN or infinite weights draws black pictures. Raises: SampleError."""
+    import numpy as np
+    from flax.traverse_util import flatten_dict
+
+    counts = {path: not_finite(np.asarray(leaf)) for path, leaf in flatten_dict(dict(variables), sep="/").items()}
+    if bad := [f"{path} ({count:,})" for path, count in counts.items() if count]:
+        shown, more = ", ".join(bad[:5]), f" and {len(bad) - 5:,} more tensors" if len(bad) > 5 else ""
+        raise SampleError(f"{name}: has values that are NaN or infinite, in {shown}{more}; it would draw nothing")
 
 
 # Pictures
@@ -387,7 +410,23 @@ class _Writers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _run(request: _Request, generator: "Generator", folder: "Folder", about, skip: bool) -> dict[str, Any]:
+def _todo(seeds: Sequence[int], folder: "Folder", shape: tuple[int, ...], about: dict[str, Any]) -> list[int]:
+    """The seeds whose picture is not there, or not whole."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        found = list(pool.map(lambda seed: folder.differences(seed, shape, about), seeds))
+    if differing := [differences for differences in found if differences]:
+        names = ", ".join(sorted(set().union(*differing)))
+        say(
+            f"edm2-sample: warning: {len(differing)} pictures that are left were made otherwise ({names}): remove "
+            "them, or choose another --outdir", err=True,
+        )  # fmt: skip
+    return [seed for seed, differences in zip(seeds, found, strict=True) if differences is None]
+
+
+def _run(
+    request: _Request, generator: "Generator", folder: "Folder", about: dict[str, Any], skip: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """skip: the shape of the pictures that are left where they are; None for none."""
     import jax
     import numpy as np
     from tqdm import tqdm
@@ -395,15 +434,19 @@ def _run(request: _Request, generator: "Generator", folder: "Folder", about, ski
     from jax_edm2.generation import share
 
     mine = share(request.seeds, jax.process_index(), jax.process_count())
-    todo = [seed for seed in mine if not (skip and folder.file(seed).is_file())]
+    given = {} if request.class_idx is None else {"class": str(request.class_idx)}
+    todo = mine if skip is None else _todo(mine, folder, skip, {**about, **given})
+    precise = "; try --precision=float32" if about["precision"] != "float32" else ""
     began = time.perf_counter()
     silent = sys.stderr is None or not sys.stderr.isatty() or jax.process_index() > 0
     writers = _Writers(folder, about)
     try:
         with tqdm(total=len(todo), unit="image", file=sys.stderr, disable=silent, leave=False) as bar:
             for batch in generator(todo, request.batch):
-                arrays = batch.latents if request.latents else batch.pictures
-                writers.write(batch, np.asarray(arrays))
+                latents = np.asarray(batch.latents)
+                if lost := [seed for seed, latent in zip(batch.seeds, latents, strict=False) if not_finite(latent)]:
+                    raise SampleError(f"the network gives values that are NaN or infinite for seed {lost[0]}{precise}")
+                writers.write(batch, latents if request.latents else np.asarray(batch.pictures))
                 bar.update(len(writers.done) - bar.n)
             writers.settle()
     except BaseException:

@@ -1,0 +1,24 @@
+"""Where the commands begin: what they are made of is imported when Ctrl-C is provided for."""
+
+from converter.cli.interrupts import leave_at_once
+
+leave_at_once("edm2")
+
+
+def convert():
+    _run("convert")
+
+
+def verify():
+    _run("verify")
+
+
+def sample():
+    _run("sample")
+
+
+def _run(name: str):
+    leave_at_once(f"edm2-{name}")
+    import importlib
+
+    importlib.import_module(f"converter.cli.{name}").main()

@@ -1,0 +1,40 @@
+"""NaN and infinite values among a tensor's bytes, found while these are copied and in the processor's cache.
+
+They are those whose exponent has all of its bits set. numpy looks at a megabyte in 0.06 ms, plain Python at its upper
+bytes in 0.4 ms; but importing numpy takes as long as 250 MB of that.
+"""
+
+import sys
+
+NUMPY_PAYS = 256 * 2**20  # bytes
+SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+# The upper byte of a value that may be neither finite nor anything else: with its sign, and all of the exponent in it.
+_SUSPECT = {"float16": [byte for byte in range(256) if byte & 0x7C == 0x7C]}
+_LIKEWISE = [0x7F, 0xFF]
+
+
+def get_ready(nbytes: int):
+    """Import numpy if that pays for so many bytes."""
+    if nbytes >= NUMPY_PAYS:
+        import numpy  # noqa: F401
+
+
+def count_not_finite(chunk: bytes | memoryview, dtype: str) -> int:
+    """How many of the little-endian values are NaN or infinite."""
+    if not _numpy_is_there() and not _suspicious(chunk, dtype):
+        return 0
+    import numpy as np
+
+    from jax_edm2.tensors import not_finite, numpy_dtype
+
+    return not_finite(np.frombuffer(chunk, numpy_dtype(dtype)))
+
+
+def _numpy_is_there() -> bool:
+    return "numpy" in sys.modules
+
+
+def _suspicious(chunk: bytes | memoryview, dtype: str) -> bool:
+    size = SIZES[dtype]
+    upper = bytes(chunk)[size - 1 :: size]
+    return any(byte in upper for byte in _SUSPECT.get(dtype, _LIKEWISE))

@@ -1,0 +1,181 @@
+"""Orbax folders of one network, with the record as custom metadata.
+
+Orbax reads its folder by itself. What it would parse without bounds is looked at before, and whatever it raises or logs
+about a folder that is damaged becomes one error.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jax_edm2 import strict_json
+from jax_edm2.messages import printable
+from jax_edm2.record import KEY, Record, tensors_digest
+from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, numpy_dtype, stored_dtype
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+MARK = "_CHECKPOINT_METADATA"  # a file that every orbax checkpoint has
+MOST_FILES = 10_000
+MOST_JSON = 4 * 2**20  # bytes of a file of metadata; XXL's largest has 70,000
+
+
+class OrbaxFolder:
+    """A checkpoint's record and shapes, and its arrays when they are asked for."""
+
+    def __init__(self, path: Path):
+        """Raises: CheckpointError."""
+        self._ocp = orbax()
+        from flax.traverse_util import flatten_dict
+
+        self.path = path.absolute()  # orbax wants it so
+        _look_at(path)
+        with _quietly(f"{path}: is no orbax checkpoint of this project"), self._ocp.StandardCheckpointer() as reader:
+            metadata = reader.metadata(self.path)
+            if metadata.item_metadata is None:
+                raise CheckpointError(f"{path}: is damaged: orbax finds no tensors in it; convert the snapshot again")
+            self._leaves = flatten_dict(dict(metadata.item_metadata.tree), sep="/")
+            self.shapes = {name: tuple(map(int, leaf.shape)) for name, leaf in self._leaves.items()}
+            self.dtypes = {name: str(leaf.dtype) for name, leaf in self._leaves.items()}
+            self.record_text: Any = metadata.custom_metadata[KEY]
+        for name, dtype in self.dtypes.items():
+            if dtype not in ITEM_SIZES:
+                known = ", ".join(ITEM_SIZES)
+                raise CheckpointError(f"{path}: {printable(name[:200])} is {dtype}; weights are {known}")
+
+    def arrays(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
+        """All variables by path, as `dtype` (None: as stored), on the devices of `sharding`; hashed into `digest`.
+
+        Beside what is given back, one tensor at a time is brought together on the host, to be hashed or cast.
+        """
+        import jax
+        import numpy as np
+        from flax.traverse_util import flatten_dict, unflatten_dict
+
+        tree = {
+            name: jax.ShapeDtypeStruct(shape, numpy_dtype(self.dtypes[name]), sharding=sharding)
+            for name, shape in self.shapes.items()
+        }
+        with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
+            found = flatten_dict(reader.restore(self.path, unflatten_dict(tree, sep="/")), sep="/")
+        for name in found:
+            if digest is None and dtype is None:
+                break
+            array = np.asarray(found[name])  # on a CPU without a copy
+            if digest is not None:
+                digest.add_array(name, array)
+            if dtype is not None:
+                found[name] = jax.device_put(array.astype(dtype), sharding)
+        return found
+
+
+def _look_at(path: Path):
+    """Files are plain and not too many, and what is JSON is bounded. Raises: CheckpointError."""
+    try:
+        if not (path / MARK).exists():
+            raise CheckpointError(f"{path}: is no orbax checkpoint of this project (it has no {MARK})")
+        count = 0
+        for folder, _, names in os.walk(path):
+            for name in names:
+                count += 1
+                file = Path(folder, name)
+                if count > MOST_FILES:
+                    raise CheckpointError(f"{path}: holds more than {MOST_FILES:,} files")
+                status = file.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise CheckpointError(f"{file}: is no regular file")
+                if folder == str(path) and name.startswith("_"):  # _METADATA, _CHECKPOINT_METADATA, _sharding
+                    _check_json(file)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+
+
+def _check_json(file: Path):
+    try:
+        if not isinstance(strict_json.load(file, most_bytes=MOST_JSON), dict):
+            raise strict_json.JSONError("is no JSON object")
+    except strict_json.JSONError as error:
+        raise CheckpointError(f"{file}: {error}; convert the snapshot again") from None
+
+
+@contextlib.contextmanager
+def _quietly(what: str) -> Iterator[None]:
+    """Whatever orbax raises, of whatever type, becomes a CheckpointError; it logs and prints nothing."""
+    _ignore_closed_loops()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # orbax raises a plain Exception for a file that is missing
+        raise CheckpointError(f"{what} ({_reason(error)}); convert the snapshot again") from error
+    finally:
+        logging.disable(before)
+
+
+def _ignore_closed_loops():
+    """When a file is damaged orbax stops, and its other reads, which end later, find nobody to tell: not an error."""
+    if getattr(before := sys.unraisablehook, "ignores_closed_loops", False):
+        return
+
+    def hook(unraisable):
+        if unraisable.exc_type is not RuntimeError or str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    hook.ignores_closed_loops = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause on one short line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def write(
+    path: Path, shown: Any, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]
+) -> Record:
+    """Write a new folder, with memory for the whole tree, and return its record. shown: what errors call it."""
+    from flax.traverse_util import unflatten_dict
+
+    arrays, lines = {}, {}
+    for name, tensor in tensors.items():
+        data = b"".join(map(bytes, tensor.chunks()))  # copied: a chunk may be overwritten by the next
+        lines[name] = tensor.dtype, tensor.shape, hashlib.sha256(data).hexdigest()
+        arrays[name] = _from_bytes(data, tensor)
+    record = finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest(lines)))
+    with orbax().StandardCheckpointer() as checkpointer:
+        try:
+            checkpointer.save(path, unflatten_dict(arrays, sep="/"), custom_metadata={KEY: record.to_json()})
+            checkpointer.wait_until_finished()
+        except (OSError, ValueError) as error:  # tensorstore's, with the disk's reason at its end
+            reason = " ".join(str(error).split())[-150:]
+            raise CheckpointError(f"{shown}: orbax could not write it (... {reason})") from error
+    return record
+
+
+def _from_bytes(data: bytes, tensor: Tensor) -> "np.ndarray":
+    import numpy as np
+
+    return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+
+
+def orbax():
+    """The library. Raises: CheckpointError where it is not installed."""
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise CheckpointError("orbax checkpoints need orbax: pip install 'edm2-jax[orbax]'") from error
+    return orbax.checkpoint

@@ -1,0 +1,93 @@
+"""Tensors on their way to and from a checkpoint, whatever its format, and the digest that is kept of them."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jax_edm2.record import DIGEST, Record, tensors_digest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ITEM_SIZES = {"float16": 2, "float32": 4, "bfloat16": 2, "float64": 8}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken, not of this project, or does not hold the network that it says."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written: `chunks()` yields its little-endian C-ordered bytes, piece by piece.
+
+    A piece may be a view that is valid only until the next is asked for.
+    """
+
+    dtype: str  # numpy's name: float16, float32, bfloat16, float64
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        return ITEM_SIZES[self.dtype] * math.prod(self.shape)
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
+    """The dtype of all tensors, or several joined by '+'."""
+    return "+".join(sorted({tensor.dtype for tensor in tensors.values()}))
+
+
+def numpy_dtype(name: str) -> "np.dtype":
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def not_finite(array: "np.ndarray") -> int:
+    """How many values are NaN or infinite, looked for among the bits, which takes no copy of the array."""
+    import numpy as np
+
+    if not array.size:
+        return 0
+    bits = array.reshape(-1).view(f"u{array.itemsize}")
+    ones = int(np.array(np.inf, array.dtype).view(bits.dtype))  # the exponent, all ones, and nothing else
+    if bits.max() < ones | 1 << (8 * array.itemsize - 1) and bits.view(f"i{array.itemsize}").max() < ones:
+        return 0  # of the negative values the largest, and of the others
+    return int(np.count_nonzero((bits & bits.dtype.type(ones)) == ones))
+
+
+class Digest:
+    """The digest of tensors that are read one after the other, to be held to what the record says."""
+
+    def __init__(self):
+        self._lines: dict[str, tuple[str, tuple[int, ...], str]] = {}
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], sha256: str):
+        self._lines[name] = dtype, shape, sha256
+
+    def add_array(self, name: str, array: "np.ndarray"):
+        import numpy as np
+
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.add(name, str(array.dtype), array.shape, hashlib.sha256(data.data).hexdigest())
+
+    def check(self, path: Any, record: Record):
+        """Raises: CheckpointError."""
+        found = tensors_digest(self._lines)
+        if found != record.digest:
+            raise CheckpointError(
+                f"{path}: its tensors were altered: their digest is {found[:23]}..., and its record says "
+                f"{record.digest[:23]}...; convert the snapshot again, or fetch the checkpoint again"
+            )
+
+
+def check_digest(path: Any, record: Record):
+    """Is there a digest that tensors can be held to? Raises: CheckpointError."""
+    if not DIGEST.fullmatch(record.digest):
+        raise CheckpointError(
+            f"{path}: its record has no digest of its tensors, so nobody can tell whether they are what they were; "
+            "convert the snapshot again, or load it with check=False"
+        )
