@@ -33,7 +33,7 @@ hostile: $(READY)  ## 240 broken or hostile inputs, and what edm2-convert says t
 	$(BIN)/python -m tests.hostile $(ARGS)
 	$(BIN)/python -m tests.hostile_truths $(ARGS)
 
-fuzz: $(READY)  ## 20,000 mutants of sound snapshots
+fuzz: $(READY)  ## 20,000 mutants of sound snapshots, 2,000 of truth files and goldens
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m tests.fuzz_truths
 
