@@ -36,7 +36,7 @@ hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-conver
 	$(BIN)/python -m tests.hostile $(ARGS)
 	$(BIN)/python -m tests.hostile_truths $(ARGS)
 
-fuzz: $(READY)  ## 20,000 mutants of sound snapshots; 5,000 beside what torch itself would read
+fuzz: $(READY)  ## 20,000 mutants of sound snapshots, 5,000 beside what torch itself would read, 2,000 of truth files
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m tests.differential
 	$(BIN)/python -m tests.fuzz_truths

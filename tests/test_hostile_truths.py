@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -119,6 +120,19 @@ def test_what_is_written_is_read(tmp_path):
         for key, value in arrays.items():
             assert value.tobytes() == read[key].tobytes() == parts.members[f"{key}.npy"][-value.nbytes :]
             assert (value.dtype, value.shape) == (read[key].dtype, read[key].shape)
+
+
+@pytest.mark.parametrize("limit", [0, 50_000])
+def test_archives_beyond_4_gb(limit, tmp_path, monkeypatch):
+    """What zipfile writes beyond its limit, with the limit brought down."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
+    path = tmp_path / "truth.npz"
+    path.write_bytes(Parts.made_up().archive())
+    assert path.read_bytes()[-98:-94] == b"PK\6\6"
+    assert len(read_all(path)[1]) == len(Parts.made_up().members)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TruthError, match="cut short"):
+        read_all(path)
 
 
 def facts_of_small(**changed):
