@@ -1,6 +1,7 @@
-"""JSON from files that nobody vouches for: bounded in size, depth and values before anything is built of it."""
+"""JSON from files that nobody vouches for, bounded before anything is built of it; and JSON that any parser reads."""
 
 import json
+import math
 import os
 import re
 import stat
@@ -84,3 +85,21 @@ def _float(text: str) -> float:
     if value in (float("inf"), float("-inf")) or len(text) > MOST_DIGITS:
         raise JSONError(f"holds the number {text[:20]}, which is too large or too long")
     return value
+
+
+def clean(value: Any) -> Any:
+    """The value in JSON's types, which have no NaN and no infinity: those are null."""
+    if isinstance(value, dict):
+        return {str(key): clean(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(v) for v in value]
+    if hasattr(value, "tolist"):  # numpy's
+        return clean(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def dumps(record: dict[str, Any]) -> str:
+    """One line of JSON that any parser reads."""
+    return json.dumps(clean(record), sort_keys=True, allow_nan=False)

@@ -23,13 +23,14 @@ from converter.errors import ConverterError
 from converter.verify import candidate, golden, precision
 from converter.verify.golden import FOLDER
 from converter.verify.html import html
-from converter.verify.report import dumps, markdown, terminal, to_json
+from converter.verify.report import markdown, terminal, to_json
 from converter.verify.run import Options, judge
 from converter.verify.shapes import tap_shapes, unlabelled_shapes
 from converter.verify.taps import Tap
 from converter.verify.truth import Truth
 from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.network import Precond
+from jax_edm2.strict_json import dumps
 from tests.json_mutants import mutants
 from tests.truths import Parts, sealed
 

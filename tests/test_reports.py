@@ -13,10 +13,11 @@ from converter.verify.html import html
 from converter.verify.markup import markdown as md
 from converter.verify.markup import markdown_code
 from converter.verify.plots import Series, log_plot
-from converter.verify.report import clean, dumps, markdown, share, terminal, to_json
+from converter.verify.report import markdown, share, terminal, to_json
 from converter.verify.run import Options, judge
 from converter.verify.truth import Truth
 from jax_edm2.messages import one_line
+from jax_edm2.strict_json import clean, dumps
 from tests.fuzz_truths import STILL, Still
 from tests.hostile_truths import BALANCES
 from tests.truths import Parts

@@ -1,6 +1,5 @@
 """edm2-convert cache: what has been downloaded, is it still what it was, and away with it."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from converter.cache import Cache, DamagedError, Entry, default_cache, read_part
 from converter.cache_files import CacheError, check_name
 from converter.cli.run import say
 from converter.urls import file_name
+from jax_edm2.strict_json import dumps
 
 BROKEN = 2
 _folder = click.option(
@@ -53,7 +53,7 @@ def list_(cache_dir, json_):
     ]
     parts = [_part(path) for path in found.parts()]
     if json_:
-        click.echo(json.dumps({"folder": str(found.folder), "files": rows, "parts": parts}))
+        click.echo(dumps({"folder": str(found.folder), "files": rows, "parts": parts}))
         return
     for row in rows:
         known = "DAMAGED" if row["damage"] else row["sha256"] or "not used yet"

@@ -22,6 +22,7 @@ from jax_edm2 import __version__
 from jax_edm2.checkpoint import ORBAX_MARK, WRITERS, CheckpointError, Tensor, read_record, stored_dtype
 from jax_edm2.messages import listing
 from jax_edm2.record import CHECK, Record, Sampler
+from jax_edm2.strict_json import dumps
 
 NAMED = 5  # tensors, in a warning
 PROGRESS_FROM = 64 * 2**20  # bytes; smaller files are done before a bar is drawn
@@ -99,7 +100,7 @@ def edm2_convert(
         sampler = Sampler(guidance=found.guidance, guide=beside.name)
         reports = [work.convert(guide, beside, shared=True), work.convert(location, output, sampler)]
     if json_:
-        click.echo(json.dumps({**reports[-1], "guide": reports[0] if guide else None}, sort_keys=True))
+        click.echo(dumps({**reports[-1], "guide": reports[0] if guide else None}))
         return
     for report in reports:
         _show(report)
@@ -196,7 +197,7 @@ def _list_presets(json_: bool):
         for preset in presets.PRESETS
     ]
     if json_:
-        click.echo(json.dumps({"presets": rows, "networks": {name: presets.url(name) for name in presets.NETWORKS}}))
+        click.echo(dumps({"presets": rows, "networks": {name: presets.url(name) for name in presets.NETWORKS}}))
         return
     say(f"{'preset':34}{'MB':>6}{'guidance':>9}{'FID':>6}{'FD-DINOv2':>10}  network, and its guide")
     for row in rows:

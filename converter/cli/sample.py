@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from converter.cli.source import options as source_options
 from converter.cli.vae import find_vae
 from converter.errors import ConverterError
 from converter.networks import LoadedNetwork, is_checkpoint, load_network
-from jax_edm2 import __version__
+from jax_edm2 import __version__, strict_json
 from jax_edm2.checkpoint import read_record
 from jax_edm2.tensors import not_finite
 
@@ -207,7 +205,7 @@ def edm2_sample(
     if grid:
         contact_sheet([folder.file(seed) for seed in seeds], sheet)
     if json_:
-        click.echo(json.dumps({**report, **about, "outdir": str(outdir)}, sort_keys=True))
+        click.echo(strict_json.dumps({**report, **about, "outdir": str(outdir)}))
         return
     kind, there = "arrays" if latents else "pictures", report["skipped"]
     skipped = f", {there} there already" if there else ""
@@ -314,7 +312,7 @@ def _prepare(request: _Request, fetching: Fetching) -> "tuple[Generator, dict[st
     about = {
         "network": _about(main),
         "guide": _about(guide) if guide else None,
-        "settings": _finite(dataclasses.asdict(request.settings)),
+        "settings": strict_json.clean(dataclasses.asdict(request.settings)),
         "rng": request.rng,
         "precision": jax.numpy.dtype(main.net.dtype).name,
         "nvlabs_rounding": request.nvlabs_rounding,
@@ -330,15 +328,6 @@ def _about(network: LoadedNetwork) -> dict[str, Any]:
         "digest": network.record.digest,
         "code": None if code is None else dataclasses.asdict(code),
     }
-
-
-def _finite(values: Any) -> Any:
-    """With None for infinity, which JSON does not have."""
-    if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return [_finite(value) for value in values]
-    return None if values == math.inf else values
 
 
 def _load(request: _Request, fetching: Fetching, location: Location) -> LoadedNetwork:

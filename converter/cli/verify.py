@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import re
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from converter.verify.run import Options, run_oracle, torch_device, verify
 from converter.verify.truth import Truth
 from jax_edm2 import __version__
 from jax_edm2.files import whole_or_nothing
+from jax_edm2.strict_json import dumps
 
 EPILOG = """\b
 Examples:
@@ -258,7 +258,7 @@ def _show_source(path: Path, json_: bool):
     with read_snapshot(path) as snapshot:
         source, code = snapshot.source, embedded.identify(snapshot.source)
     if json_:
-        click.echo(json.dumps({**dataclasses.asdict(code), "source": source}, sort_keys=True))
+        click.echo(dumps({**dataclasses.asdict(code), "source": source}))
         return
     say(f"{path}: sha256:{code.sha256}, {embedded.description(code)}")
     for number, line in enumerate(re.split(r"\r\n?|\n", source), 1):  # where Python sees the end of a line
@@ -302,7 +302,7 @@ def _stages():
 
 
 def _report(outcome, folder: Path | None, json_: bool) -> int:
-    from converter.verify.report import dumps, terminal, to_json
+    from converter.verify.report import terminal, to_json
 
     record = to_json(outcome)
     if folder is not None:
@@ -319,7 +319,7 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
 
 def _write(record: dict[str, Any], folder: Path):
     from converter.verify.html import html
-    from converter.verify.report import dumps, markdown
+    from converter.verify.report import markdown
 
     for name, content in (
         ("report.json", dumps(record)),
@@ -333,7 +333,6 @@ def _write(record: dict[str, Any], folder: Path):
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
     """Hold this machine to goldens: the exit code."""
     from converter.verify import golden
-    from converter.verify.report import dumps
 
     paths = golden.find_goldens(golden.FOLDER if str(folder) == OURS else folder)
     _start_jax(device, Plan().precision)

@@ -28,12 +28,13 @@ import golden
 from converter.errors import ConverterError
 from converter.names import jax_path, torch_name
 from converter.verify import report
-from converter.verify.report import clean, number, wrap
+from converter.verify.report import number, wrap
 from converter.verify.run import Options, Outcome, judge
 from converter.verify.truth import Truth
 from converter.verify.verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
 from jax_edm2 import strict_json
 from jax_edm2.config import EDM2Config
+from jax_edm2.strict_json import clean
 
 FOLDER = Path(golden.__file__).parent / "truths"
 SCHEMA = "edm2-golden/1"

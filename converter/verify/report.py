@@ -24,12 +24,9 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import numpy as np
 
 from converter import embedded
 from converter.verify.markup import markdown as md
@@ -40,6 +37,7 @@ from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, 
 from jax_edm2 import __version__
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import one_line, printable
+from jax_edm2.strict_json import clean
 
 SCHEMA = "edm2-verify/1"
 HEADLINES = {
@@ -133,24 +131,6 @@ def title(report: dict[str, Any], write: Callable[[str], str] = str.lower) -> st
     if report["verdict"] == AGREES and _stands_in(report["code"]):
         return write(f"{AGREES} with") + " torch_ref"
     return write(report["verdict"])
-
-
-def clean(value: Any) -> Any:
-    """The value in JSON's types, which have no NaN and no infinity: those are null."""
-    if isinstance(value, dict):
-        return {str(key): clean(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(v) for v in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return clean(value.tolist())
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def dumps(record: dict[str, Any]) -> str:
-    """One line of JSON that any parser reads."""
-    return json.dumps(clean(record), sort_keys=True, allow_nan=False)
 
 
 def _measurement(m: Measurement) -> dict[str, Any]:
