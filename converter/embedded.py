@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.meaning import Meaning, MeaningError, meaning_of
 from jax_edm2.messages import listing
 from jax_edm2.record import Code
 
@@ -22,11 +21,12 @@ ORDER = "the order of its statements"
 
 @dataclass(frozen=True)
 class Known:
-    """One version of a known source. text: sha256 of its exact text."""
+    """One version of a known source. text: sha256 of its exact text; whole, parts: as `converter.meaning` has them."""
 
     name: str
     text: str
-    meaning: Meaning
+    whole: str
+    parts: Mapping[str, str]
 
 
 @functools.lru_cache(maxsize=16)
@@ -38,15 +38,17 @@ def identify(source: str) -> Code:
     sha256 = sha256_of(source)
     if name := known_text(sha256):
         return Code(sha256, known=name)
+    from converter.meaning import MeaningError, meaning_of  # which known texts do not need
+
     try:
         found = meaning_of(source)
     except MeaningError as error:
         return Code(sha256, differs=(_short(f"all of it, which {error}"),))
     for known in known_sources():
-        if known.meaning.whole == found.whole:
+        if known.whole == found.whole:
             return Code(sha256, known=known.name)
-    nearest = min(known_sources(), key=lambda known: len(_differences(known.meaning.parts, found.parts)))
-    differs = _differences(nearest.meaning.parts, found.parts) or [ORDER]
+    nearest = min(known_sources(), key=lambda known: len(_differences(known.parts, found.parts)))
+    differs = _differences(nearest.parts, found.parts) or [ORDER]
     more = [f"{len(differs) - Code.MOST + 1:,} more"] if len(differs) > Code.MOST else []
     return Code(sha256, nearest=nearest.name, differs=(*differs[: Code.MOST - len(more)], *more))
 
@@ -63,7 +65,7 @@ def known_text(sha256: str) -> str | None:
 @functools.cache
 def known_sources() -> tuple[Known, ...]:
     return tuple(
-        Known(source["name"], version["text"], Meaning(version["whole"], version["parts"]))
+        Known(source["name"], version["text"], version["whole"], version["parts"])
         for source in json.loads(RECORD.read_text())
         for version in source["versions"]
     )
