@@ -40,10 +40,13 @@ def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
 
 
 def numpy_dtype(name: str) -> "np.dtype":
-    import ml_dtypes
     import numpy as np
 
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
 
 
 def not_finite(array: "np.ndarray") -> int:
