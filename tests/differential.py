@@ -102,7 +102,8 @@ def _attribute(where, name, value, legal=False):
         made = value(data) if callable(value) else value
         data["ema"].get_submodule(where).__dict__[name] = made
 
-    CASES.append((f"{where or 'the network'}: attribute {name} = {value!r:.60}", edit, legal))
+    text = f"something else ({len(CASES)})" if callable(value) else f"{value!r:.60}"
+    CASES.append((f"{where or 'the network'}: attribute {name} = {text}", edit, legal))
 
 
 def _without(where, name):
