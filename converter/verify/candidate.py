@@ -22,7 +22,7 @@ from converter.verify.jax_taps import TappedNetwork
 from converter.verify.metrics import Difference, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from converter.verify.truth import Truth, projection
-from converter.verify.unread import Unread, raised, shapes, stored
+from converter.verify.unread import Unread, make_room, raised, shapes, stored
 from converter.verify.verdict import Measurement, Tolerance, judge
 from jax_edm2.config import EDM2Config
 from jax_edm2.ema import update_average
@@ -75,16 +75,18 @@ class Candidate:
 
     def denoise(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
         """(D, logvar) of the network compiled as a whole."""
-        return self._call("denoise", stored(self.variables), x, sigma, labels)
+        return self._call("denoise", self._whole(), x, sigma, labels)
 
     def denoise_folded(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
         """The same of the network that samplers use, whose weights are prepared once.
 
         Winograd's are 16/9 of those that are stored: where these are `Unread`, images come one by one, to save room.
         """
+        if large := self._has_unread():
+            make_room()
         net, variables = fold(self.net, self.variables)
         denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
-        count = len(x) if self._has_unread() else 1
+        count = len(x) if large else 1
         parts = ([None] * count if v is None else np.split(np.asarray(v), count) for v in (x, sigma, labels))
         denoised, logvar = zip(*(denoise(variables, *part) for part in zip(*parts, strict=True)), strict=True)
         return jnp.concatenate(denoised), jnp.concatenate(logvar)
@@ -118,7 +120,7 @@ class Candidate:
             return TappedNetwork(self.net, variables, self.config)(x, sigma, labels, visit), seen
 
         compiled = self._compiled.setdefault(names, jax.jit(run))
-        return compiled(stored(self.variables), x, sigma, labels)
+        return compiled(self._whole(), x, sigma, labels)
 
     def trajectory(self, plan: Plan, keep: frozenset[str] | None = None) -> list[np.ndarray]:
         """The states [1, C, H, W] of the Heun sampler, one for each noise level; computed once.
@@ -127,7 +129,7 @@ class Candidate:
         """
         if self._trajectory is None:
             noise, labels = trajectory_start(self.config, plan.seeds[0])
-            variables = stored(self.variables)
+            variables = self._whole()
 
             def denoise(x, sigma):
                 if keep is None:
@@ -144,7 +146,7 @@ class Candidate:
 
         A network with `Unread` variables is not run as a whole: that somebody needs the memory.
         """
-        case, held = make_case(self.config, plan, plan.seeds[0]), not self._has_unread()
+        case, large = make_case(self.config, plan, plan.seeds[0]), self._has_unread()
         if "forward" in plan.checks:
             self._compile("denoise", shapes(self.variables), case.x, case.sigma, case.labels)
             self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
@@ -152,8 +154,16 @@ class Candidate:
             few = case.first(STEP.batch)
             variables = shapes(self.variables, jnp.float32)
             self._compile("differentiate", variables, few.images, few.sigma, few.noise, few.labels)
-        if "trajectory" in plan.checks and held:
+        if "trajectory" in plan.checks and not large:
             self.trajectory(plan)
+        if large:
+            make_room()
+
+    def _whole(self) -> Any:
+        """All variables, for the network as a whole."""
+        if self._has_unread():
+            make_room()
+        return stored(self.variables)
 
     def _has_unread(self) -> bool:
         return any(isinstance(leaf, Unread) for leaf in jax.tree_util.tree_leaves(self.variables))
