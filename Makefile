@@ -36,10 +36,11 @@ hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-conver
 	$(BIN)/python -m tests.hostile $(ARGS)
 	$(BIN)/python -m tests.hostile_truths $(ARGS)
 
-fuzz: $(READY)  ## 20,000 mutants of sound snapshots, 5,000 beside what torch itself would read, 2,000 of truth files
+fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), truths (2,000), checkpoints (6,000, and flipped bits)
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m tests.differential
 	$(BIN)/python -m tests.fuzz_truths
+	$(BIN)/python -m tests.fuzz_checkpoints
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.sampling_survey $(ARGS)

@@ -6,8 +6,9 @@ bytes in 0.4 ms; but importing numpy takes as long as 250 MB of that.
 
 import sys
 
+from jax_edm2.tensors import ITEM_SIZES, not_finite_bits
+
 NUMPY_PAYS = 256 * 2**20  # bytes
-SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 # The upper byte of a value that may be neither finite nor anything else: with its sign, and all of the exponent in it.
 _SUSPECT = {"float16": [byte for byte in range(256) if byte & 0x7C == 0x7C]}
 _LIKEWISE = [0x7F, 0xFF]
@@ -25,9 +26,7 @@ def count_not_finite(chunk: bytes | memoryview, dtype: str) -> int:
         return 0
     import numpy as np
 
-    from jax_edm2.tensors import not_finite, numpy_dtype
-
-    return not_finite(np.frombuffer(chunk, numpy_dtype(dtype)))
+    return not_finite_bits(np.frombuffer(chunk, f"<u{ITEM_SIZES[dtype]}"), dtype)
 
 
 def _numpy_is_there() -> bool:
@@ -35,6 +34,6 @@ def _numpy_is_there() -> bool:
 
 
 def _suspicious(chunk: bytes | memoryview, dtype: str) -> bool:
-    size = SIZES[dtype]
+    size = ITEM_SIZES[dtype]
     upper = bytes(chunk)[size - 1 :: size]
     return any(byte in upper for byte in _SUSPECT.get(dtype, _LIKEWISE))

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 ITEM_SIZES = {"float16": 2, "float32": 4, "bfloat16": 2, "float64": 8}
+EXPONENTS = {
+    "float16": 0x7C00,
+    "float32": 0x7F80_0000,
+    "bfloat16": 0x7F80,
+    "float64": 0x7FF0_0000_0000_0000,
+}  # all ones
 
 
 class CheckpointError(ValueError):
@@ -50,16 +56,18 @@ def numpy_dtype(name: str) -> "np.dtype":
 
 
 def not_finite(array: "np.ndarray") -> int:
-    """How many values are NaN or infinite, looked for among the bits, which takes no copy of the array."""
-    import numpy as np
+    """How many values are NaN or infinite."""
+    return not_finite_bits(array.reshape(-1).view(f"u{array.itemsize}"), str(array.dtype))
 
-    if not array.size:
+
+def not_finite_bits(bits: "np.ndarray", dtype: str) -> int:
+    """Likewise, of values of `dtype` given as unsigned integers [N]: those whose exponent has all of its bits set."""
+    size = 8 * ITEM_SIZES[dtype]
+    exponent = EXPONENTS[dtype]
+    # The largest of all values, and of those without a sign: no copy is made of what is sound.
+    if not bits.size or (bits.max() < exponent | 1 << size - 1 and bits.view(f"i{size // 8}").max() < exponent):
         return 0
-    bits = array.reshape(-1).view(f"u{array.itemsize}")
-    ones = int(np.array(np.inf, array.dtype).view(bits.dtype))  # the exponent, all ones, and nothing else
-    if bits.max() < ones | 1 << (8 * array.itemsize - 1) and bits.view(f"i{array.itemsize}").max() < ones:
-        return 0  # of the negative values the largest, and of the others
-    return int(np.count_nonzero((bits & bits.dtype.type(ones)) == ones))
+    return int(((bits & bits.dtype.type(exponent)) == exponent).sum())
 
 
 class Digest:

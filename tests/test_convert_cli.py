@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import jax_edm2
 from converter import processes
 from converter.cli.convert import edm2_convert
-from converter.finite import SIZES, count_not_finite
-from jax_edm2.tensors import numpy_dtype
+from converter.finite import count_not_finite
+from jax_edm2.tensors import ITEM_SIZES, numpy_dtype
 from tests.children import command
 from tests.networks import network
 from tests.test_parity import CONFIG
@@ -129,7 +129,7 @@ def test_not_finite_values_are_found(dtype, plain, monkeypatch):
     """Among bit patterns of all kinds: every one of two bytes, and random ones with each exponent."""
     if plain:
         monkeypatch.setattr("converter.finite._numpy_is_there", lambda: False)
-    size = SIZES[dtype]
+    size = ITEM_SIZES[dtype]
     bits = np.arange(2**16, dtype=f"u{size}") << (8 * size - 16)
     bits |= np.random.default_rng(0).integers(0, 2 ** (8 * size - 16), 2**16, dtype=bits.dtype)
     values = bits.view(numpy_dtype(dtype))
