@@ -147,12 +147,12 @@ def test_what_no_record_can_hold(tmp_path):
         (lambda e: setattr(type(e), "__name__", "x" * 300), "its encoder is of class 'xxxx"),
         (
             lambda e: setattr(e, "vae_name", "x" * 300),
-            "no checkpoint could say of it what it says of itself: encoder.vae must be a text",
+            "of itself: encoder.vae must be a text",
         ),
         (lambda e: setattr(e, "scale", np.array([np.nan] * 4)), "its encoder's scale is not finite"),
         (
             lambda e: setattr(e, "scale", np.zeros(4, np.float32)),
-            "of itself: encoder.scale must be at most 1,024 numbers",
+            "of itself: encoder.scale must be at most",
         ),
     ):
         encoder = type("StabilityVAEEncoder", (StabilityVAEEncoder,), {"__module__": StabilityVAEEncoder.__module__})()
