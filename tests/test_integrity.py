@@ -32,7 +32,8 @@ from tests.networks import configs
 def test_mutants(kind, count):
     outcomes, problems = fuzz(kind, count, seed=1)
     assert problems == []
-    assert outcomes["refused"] > count / 10  # flips in what orbax does not need change nothing
+    # Half of orbax's bytes are in files that nobody reads: 134 of 300 flips were refused, and of 30 a few less or more.
+    assert outcomes["refused"] > count / (10 if kind == "bits in orbax" else 3)
     assert outcomes.total() == count
 
 
