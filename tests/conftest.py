@@ -17,6 +17,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import jax_edm2
+from converter import download
+from converter.cache import Cache
 from converter.convert import convert
 from converter.snapshot import read_snapshot
 
@@ -64,3 +66,25 @@ def digits(digits_checkpoint):
 def digits_guide(digits_guide_checkpoint):
     """An earlier snapshot of the digits network, to guide it, and its variables."""
     return jax_edm2.load(digits_guide_checkpoint)
+
+
+# Downloads
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Attempts follow each other at once, and no proxy comes between."""
+    monkeypatch.setattr(download, "BACKOFF", 0.01)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def data(digits_pkl):
+    """What servers serve: the digits snapshot."""
+    return digits_pkl.read_bytes()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "downloads")

@@ -16,22 +16,7 @@ from tests import children
 from tests.downloads import arrives, fails
 from tests.server import Server, serve
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(download, "BACKOFF", 0.01)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def data(digits_pkl):
-    return digits_pkl.read_bytes()
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "downloads")
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def test_a_full_disk(data, cache, monkeypatch):

@@ -13,26 +13,11 @@ from converter.errors import ConverterError
 from tests.downloads import arrives, fails
 from tests.server import Raw, Server, drip, serve
 
+pytestmark = pytest.mark.usefixtures("impatient")
+
 OK = b"HTTP/1.1 200 OK\r\n"
 SOUND = OK + b'ETag: "v1"\r\nContent-Length: 1000000\r\n\r\n'
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(download, "BACKOFF", 0.01)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def data(digits_pkl):
-    return digits_pkl.read_bytes()
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "downloads")
 
 
 def said(url, cache, **arguments):
