@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.differential import CASES, build, judge, mutants
+from tests.differential import mutants
+from tests.differential_cases import CASES, build, judge
 
 
 def test_there_are_many():
