@@ -48,14 +48,14 @@ def masked(text: str) -> str:
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
-    words = shlex.split(command)
+    words, cache = shlex.split(command), folder / "cache"
     if command.startswith("make demo"):
-        words = processes.module("golden.demo")
+        words, folder = processes.module("golden.demo"), ROOT  # as `make` does
     else:
         words = [*processes.module(MODULES[words[0]]), *words[1:]]
         if "--preset" in command:
             words.append("--offline")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DNNLIB_CACHE_DIR": str(folder / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DNNLIB_CACHE_DIR": str(cache)}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
