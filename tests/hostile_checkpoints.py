@@ -283,9 +283,10 @@ def folder(name: str, says: str, edit: Callable[[Path], Any], **more: Any):
     add(FOLDER, name, says, make, **{"file": ORBAX, "megabytes": 300, **more})
 
 
-def data_file(path: Path) -> Path:
-    """The file with the tensors."""
-    return max(path.glob("ocdbt.process_0/d/*"), key=lambda found: found.stat().st_size)
+def each_data_file(path: Path, edit: Callable[[Path], Any]):
+    """Every file with tensors: how orbax spreads them, and which bytes it reads again, differs from run to run."""
+    for file in sorted(path.rglob("d/*")):
+        edit(file)
 
 
 def emptied(file: Path):
@@ -298,7 +299,8 @@ def cut(file: Path):
 
 def flipped(file: Path):
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
+    for place in range(len(data) // 2 % 100, len(data), 100):  # much of what orbax keeps it never reads again
+        data[place] ^= 4
     file.write_bytes(data)
 
 
@@ -342,7 +344,7 @@ for edit in (*BREAK, nested, digits, large, listed):
     folder(f"_METADATA, {edit.__name__}", "input", lambda path, edit=edit: edit(path / "_METADATA"))
 for edit in (*BREAK, flipped):
     folder(f"manifest.ocdbt, {edit.__name__}", "input", lambda path, edit=edit: edit(path / "manifest.ocdbt"))
-    folder(f"its data, {edit.__name__}", "input", lambda path, edit=edit: edit(data_file(path)))
+    folder(f"its data, {edit.__name__}", "input", lambda path, edit=edit: each_data_file(path, edit))
 folder("d is missing", "input", lambda path: shutil.rmtree(path / "d"))
 folder("nothing in it", "it has no _CHECKPOINT_METADATA", lambda path: shutil.rmtree(path) or path.mkdir())
 folder(
