@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.container import MODULE_DICT, PersistentObject, TensorRecord
+from converter.formats.nvlabs import MODULE_DICT, PersistentObject, TensorRecord
+from converter.formats.pickle_reader import Instance, PickleError
 from converter.names import jax_path, torch_name
-from converter.pickle_reader import Instance, PickleError
 from jax_edm2.checkpoint import check_tree
 from jax_edm2.config import BlockSpec, EDM2Config
 from jax_edm2.messages import brief, listing

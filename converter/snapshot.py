@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from converter.container import EASY_DICT, ArrayRecord, PersistentObject, TensorRecord, read_container
 from converter.errors import ConverterError
+from converter.formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, TensorRecord, read_container
+from converter.formats.pickle_reader import File, Instance, PickleError
 from converter.modules import ARGUMENTS, VERSION, read_network
-from converter.pickle_reader import File, Instance, PickleError
 from jax_edm2.config import ConfigError, EDM2Config
 from jax_edm2.messages import brief
 from jax_edm2.record import Encoder, Loss

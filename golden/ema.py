@@ -12,16 +12,14 @@ snapshots: two averages, kept every so often, reconstructed at the lengths that 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 
-RECORD = Path(__file__).with_name("ema.json")
+from converter.verify.golden.ema import BOUNDS, RECORD, VALUES, distance
+
 STDS = (0.010, 0.025, 0.050, 0.085, 0.100, 0.130, 0.200, 0.250)
 STORED = [(time, std) for time in (134.0, 512.0, 1073.0, 2147.0) for std in (0.050, 0.100)]  # Mimg
 WANTED = [(2147.0, 0.025), (2147.0, 0.130), (2147.0, 0.190), (1073.0, 0.075), (134.0, 0.125)]
-VALUES = np.cos(np.arange(1.0, 101.0))  # of a parameter, after every step of training
-BOUNDS = (9e-13, 4.2e-13, 1.4e-13)  # exponents (relative), averages, coefficients; measured: a third of each
 
 
 def exponent(std):
@@ -63,21 +61,6 @@ def record():
         "wanted": WANTED,
         "coefficients": coefficients.tolist(),
     }
-
-
-def distance(found):
-    """The largest errors of what jax_edm2 computes: exponents (relative), averages and coefficients."""
-    from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
-
-    exponents = [abs(power_function_exponent(float(std)) / gamma - 1) for std, gamma in found["exponents"].items()]
-    averages = []
-    for std, exact in found["averages"].items():
-        mean = 0.0
-        for i, value in enumerate(VALUES, 1):
-            mean = update_average(mean, value, images_seen=128 * i, batch_size=128, std=float(std))
-        averages.append(abs(float(mean) - exact))
-    coefficients = posthoc_coefficients(found["stored"], found["wanted"]) - np.array(found["coefficients"])
-    return max(exponents), max(averages), float(np.abs(coefficients).max())
 
 
 def main(argv=None):

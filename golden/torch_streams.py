@@ -13,21 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
+from converter.verify.golden.torch_streams import CHURN, RECORD, STREAMS, bound, distance, summary
 
-from jax_edm2.torch_random import TorchCPU, TorchCUDA
-
-RECORD = Path(__file__).with_name("torch_streams.json")
-STREAMS = {"cpu": TorchCPU, "cuda": TorchCUDA}
 SEEDS = (0, 1, 2, 12345, 2**31, 2**32 - 1)
 SHAPE = (4, 64, 64)
-CHURN = 2
-BOUND = 7e-7  # of a value, on the CPU: measured 2.4e-7; on CUDA sines are approximate, and ten times that is allowed
-
-
-def summary(noise):
-    flat = np.asarray(noise, np.float64).reshape(-1)
-    return {"first": flat[:8].tolist(), "last": flat[-8:].tolist(), "sum": flat.sum(), "magnitude": np.abs(flat).sum()}
 
 
 def draw(device):
@@ -44,28 +33,6 @@ def draw(device):
         record[str(seed)] = {"label": label.item(), "noises": noises}
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return {"torch": torch.__version__, "device": name, "shape": SHAPE, "seeds": record}
-
-
-def distance(device, record):
-    """(the largest difference of a value, how many labels differ) between torch_random and a device's record."""
-    seeds = record["seeds"]
-    streams = STREAMS[device]([int(seed) for seed in seeds])
-    shape = tuple(record["shape"])
-    noise, labels = streams.randn(shape), streams.randint(1000)
-    noises = [noise, *(streams.randn(shape) for _ in range(CHURN))]
-    worst = 0.0
-    for i, found in enumerate(seeds.values()):
-        for ours, theirs in zip(noises, found["noises"], strict=True):
-            mine = summary(ours[i])
-            for name, scale in (("first", 1), ("last", 1), ("sum", ours[i].size), ("magnitude", ours[i].size)):
-                worst = max(worst, float(np.abs(np.subtract(mine[name], theirs[name])).max()) / scale)
-    wrong = sum(label != found["label"] for label, found in zip(labels.tolist(), seeds.values(), strict=True))
-    return worst, wrong
-
-
-def bound(device):
-    """How far a value may be from the record."""
-    return BOUND if device == "cpu" else 10 * BOUND
 
 
 def main(argv=None):

@@ -3,8 +3,8 @@
     python -m golden.truths                     # make them again, and show how they differ from what is committed
     python -m golden.truths --check             # the same, and write nothing
 
-PyTorch computes each truth in float64 (`converter.verify.oracle`); what is not needed is left out; JAX is measured
-against it, and so comes the tolerance. Names, shapes and digests must not change; numbers may by what float64 rounds.
+PyTorch computes each truth in float64 (`torch_side.oracle`); what is not needed is left out; JAX is measured against
+it, and so comes the tolerance. Names, shapes and digests must not change; numbers may by what float64 rounds.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from converter.verify import oracle
 from converter.verify.cases import Plan
-from converter.verify.golden import FOLDER, check_golden, network_tensors, normalised_digest
-from converter.verify.oracle_job import Job
+from converter.verify.golden.check import FOLDER, check_golden
+from converter.verify.golden.networks import DIGITS, NETWORKS, network_tensors, normalised_digest
 from converter.verify.run import Outcome
 from converter.verify.taps import taps
+from converter.verify.torch_side import oracle
+from converter.verify.torch_side.job import Job
 from converter.verify.truth import Truth, TruthWriter, projection
 from converter.verify.verdict import KINDS, LARGEST_MEASURED, tolerance_of
-from golden.networks import DIGITS, NETWORKS
 from torch_ref.network import Precond
 from torch_ref.snapshot import write_snapshot
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from converter import processes
 from converter.snapshot import read_snapshot
-from converter.verify import throughput
-from converter.verify.plots import Series, log_plot
-from converter.verify.report import throughput_lines
+from converter.verify.report.plots import Series, log_plot
+from converter.verify.report.text import throughput_lines
+from converter.verify.throughput import measure as throughput
 
 DIGITS = Path(__file__).parent.parent / "golden" / "digits.pkl"
 STYLE = """<style>text { font: 11px monospace; fill: #667085 } .grid { stroke: #d9dde5 }

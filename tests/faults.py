@@ -28,11 +28,11 @@ from flax.traverse_util import unflatten_dict
 
 from converter.convert import in_memory
 from converter.snapshot import read_snapshot
-from converter.verify import oracle
-from converter.verify.candidate import Candidate
 from converter.verify.cases import Plan
-from converter.verify.oracle_job import Job
+from converter.verify.jax_side.candidate import Candidate
 from converter.verify.run import Options, Outcome, judge
+from converter.verify.torch_side import oracle
+from converter.verify.torch_side.job import Job
 from converter.verify.truth import Truth
 from jax_edm2.network import Precond
 from tests.networks import network

@@ -20,10 +20,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from converter.errors import ConverterError
-from converter.verify import candidate, golden, precision
-from converter.verify.golden import FOLDER
-from converter.verify.html import html
-from converter.verify.report import markdown, terminal, to_json
+from converter.verify import precision
+from converter.verify.golden import report as golden
+from converter.verify.golden.check import FOLDER
+from converter.verify.jax_side import candidate
+from converter.verify.report.html import html
+from converter.verify.report.text import markdown, terminal, to_json
 from converter.verify.run import Options, judge
 from converter.verify.shapes import tap_shapes, unlabelled_shapes
 from converter.verify.taps import Tap

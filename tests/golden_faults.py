@@ -9,7 +9,7 @@ import sys
 
 import jax
 
-from converter.verify.golden import FOLDER, check_golden, check_records
+from converter.verify.golden.check import FOLDER, check_golden, check_records
 from converter.verify.truth import Truth
 from tests.faults import FAULTS, Fault, edited
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.verify.golden import FOLDER
+from converter.verify.golden.check import FOLDER
 from converter.verify.truth import MEMBER
 from tests import hostile
 from tests.hostile_inputs import Input
@@ -400,8 +400,8 @@ def flipped(path: Path):
 
 
 folder("a golden with a bit flipped", "is damaged: its sha256 is not", flipped)
-golden_fact("a golden of no network", "nobody knows how to make the network", "golden", "network", "mine")
-golden_fact("a golden of a climbing network", "nobody knows how", "golden", "network", "../../../tmp/x")
+golden_fact("a golden of no network", "no network has that name", "golden", "network", "mine")
+golden_fact("a golden of a climbing network", "no network has that name", "golden", "network", "../../../tmp/x")
 golden_fact("a golden of another network", "has another configuration", "golden", "network", "plain")
 golden_fact("a golden whose network is a list", "network must be a text", "golden", "network", ["one level"])
 golden_fact("a golden that is null", "golden must be an object", "golden", None)

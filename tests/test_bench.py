@@ -3,7 +3,7 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
-from converter.verify import throughput
+from converter.verify.throughput import measure as throughput
 from tests import bench
 
 

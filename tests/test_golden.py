@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from converter import processes
-from converter.verify.golden import FOLDER, check_golden, check_records, network_tensors, normalised_digest
+from converter.verify.golden import networks
+from converter.verify.golden.check import FOLDER, check_golden, check_records
+from converter.verify.golden.networks import network_tensors, normalised_digest
 from converter.verify.truth import Truth, projection
 from converter.verify.verdict import MARGIN
-from golden import ema, networks, truths
+from golden import ema, truths
 from jax_edm2.config import EDM2Config
 from tests.faults import FAULTS
 from tests.golden_faults import tripped

@@ -11,7 +11,7 @@ import pytest
 from converter.errors import ConverterError
 from converter.verify.archive import MOST_MEMBERS
 from converter.verify.cases import Plan, PlanError
-from converter.verify.golden import find_goldens
+from converter.verify.golden.check import find_goldens
 from converter.verify.truth import MOST_BYTES, MOST_VALUES, Truth, TruthError, TruthWriter, _Record
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import one_line

@@ -43,7 +43,7 @@ def start(code, arguments, folder, **more):
         ("convert", "click"),
         ("convert", "click.core"),
         ("convert", "converter.cli.run"),
-        ("convert", "converter.pickle_reader"),
+        ("convert", "converter.formats.pickle_reader"),
         ("convert", "jax_edm2.config"),
         ("convert", "json.scanner"),
         ("sample", "click"),

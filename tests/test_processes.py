@@ -11,7 +11,8 @@ import pytest
 
 from converter import processes
 from converter.meaning import meaning_of
-from converter.verify import precision, run, throughput
+from converter.verify import precision, run
+from converter.verify.throughput import measure as throughput
 from tests.test_verify_cli import embedding
 
 ROOT = Path(__file__).parent.parent

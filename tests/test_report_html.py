@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from converter.verify.html import html
-from converter.verify.report import markdown, terminal, to_json
+from converter.verify.report.html import html
+from converter.verify.report.text import markdown, terminal, to_json
 from tests.faults import NETWORK, Laboratory
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

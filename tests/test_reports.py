@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from converter.verify import golden
-from converter.verify.html import html
-from converter.verify.markup import markdown as md
-from converter.verify.markup import markdown_code
-from converter.verify.plots import Series, log_plot
-from converter.verify.report import markdown, share, terminal, to_json
+from converter.verify.golden import report as golden
+from converter.verify.golden.check import Exact
+from converter.verify.report.html import html
+from converter.verify.report.markup import markdown as md
+from converter.verify.report.markup import markdown_code
+from converter.verify.report.plots import Series, log_plot
+from converter.verify.report.text import markdown, share, terminal, to_json
 from converter.verify.run import Options, judge
 from converter.verify.truth import Truth
 from jax_edm2.messages import one_line
@@ -43,7 +44,8 @@ ALL = " ".join(EVIL)
 
 def outcome(monkeypatch, tmp_path, change=lambda facts: None, base=Parts.made_up):
     """What is found by a truth file whose facts were changed."""
-    from converter.verify import candidate, precision
+    from converter.verify import precision
+    from converter.verify.jax_side import candidate
 
     monkeypatch.setattr(precision, "jax_switches", lambda _: {"problem": None, "XLA_FLAGS": ALL})
     for name, value in STILL.items():
@@ -146,7 +148,7 @@ def test_json_has_no_other_numbers(monkeypatch, tmp_path):
 
 def test_json_of_goldens(monkeypatch, tmp_path):
     found = outcome(monkeypatch, tmp_path, base=lambda: Parts.of(BALANCES))
-    records = [golden.Exact("x", math.nan, 1.0, "broken"), golden.Exact("y", math.inf, np.float64(1))]
+    records = [Exact("x", math.nan, 1.0, "broken"), Exact("y", math.inf, np.float64(1))]
     text = dumps(golden.to_json([found], records))
     record = json.loads(text, parse_constant=pytest.fail)
     assert [each["error"] for each in record["records"]] == [None, None]

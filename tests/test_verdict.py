@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from converter.verify.conditioning import Rounding, conditions
 from converter.verify.metrics import CHUNK, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDING, Tap, scopes, tap_of_parameter, taps
+from converter.verify.torch_side.conditioning import Rounding, conditions
 from converter.verify.verdict import TOLERANCES, Guilty, guilty, judge
 from jax_edm2.config import EDM2Config
 from tests.faults import CONFIG

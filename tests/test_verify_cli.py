@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import jax_edm2
 from converter import processes
 from converter.snapshot import read_snapshot
-from converter.verify.report import SCHEMA
+from converter.verify.report.text import SCHEMA
 from tests import children
 from tests.faults import CONFIG
 from tests.networks import network
@@ -256,7 +256,7 @@ def test_throughput_alone_claims_no_agreement(digits_pkl, monkeypatch):
     from click.testing import CliRunner
 
     from converter.cli.verify import edm2_verify
-    from converter.verify import throughput
+    from converter.verify.throughput import measure as throughput
 
     monkeypatch.setattr(throughput, "WAYS", {"jax": ("JAX as loaded",)})
     arguments = [str(digits_pkl), "--checks", "throughput", "--device", "cpu"]

@@ -12,12 +12,15 @@ import torch
 from converter.cli.verify import edm2_verify
 from converter.errors import ConverterError
 from converter.snapshot import read_snapshot
-from converter.verify import jax_taps, oracle, run, unread
+from converter.verify import run
 from converter.verify.cases import Plan, make_case
-from converter.verify.oracle_job import Job
-from converter.verify.reference import Reference
+from converter.verify.jax_side import taps as jax_taps
+from converter.verify.jax_side import unread
 from converter.verify.run import Options, VerifyError, judge, load_candidate, run_oracle, truth_bytes
-from converter.verify.torch_taps import tapped
+from converter.verify.torch_side import oracle
+from converter.verify.torch_side.job import Job
+from converter.verify.torch_side.reference import Reference
+from converter.verify.torch_side.taps import tapped
 from converter.verify.truth import Truth
 from jax_edm2.config import expected_tree
 from jax_edm2.messages import one_line

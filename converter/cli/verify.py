@@ -302,7 +302,7 @@ def _stages():
 
 
 def _report(outcome, folder: Path | None, json_: bool) -> int:
-    from converter.verify.report import terminal, to_json
+    from converter.verify.report.text import terminal, to_json
 
     record = to_json(outcome)
     if folder is not None:
@@ -318,8 +318,8 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
 
 
 def _write(record: dict[str, Any], folder: Path):
-    from converter.verify.html import html
-    from converter.verify.report import markdown
+    from converter.verify.report.html import html
+    from converter.verify.report.text import markdown
 
     for name, content in (
         ("report.json", dumps(record)),
@@ -332,14 +332,15 @@ def _write(record: dict[str, Any], folder: Path):
 
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
     """Hold this machine to goldens: the exit code."""
-    from converter.verify import golden
+    from converter.verify.golden import check
+    from converter.verify.golden import report as golden_report
 
-    paths = golden.find_goldens(golden.FOLDER if str(folder) == OURS else folder)
+    paths = check.find_goldens(check.FOLDER if str(folder) == OURS else folder)
     _start_jax(device, Plan().precision)
     with _stages() as stage:
-        outcomes = list(golden.check_goldens(paths, stage))
-    records = golden.check_records()
-    record = golden.to_json(outcomes, records)
+        outcomes = list(check.check_goldens(paths, stage))
+    records = check.check_records()
+    record = golden_report.to_json(outcomes, records)
     text = dumps(record)
     if report is not None:
         for name, each in record["reports"].items():
@@ -350,7 +351,7 @@ def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
     if json_:
         click.echo(text)
     else:
-        for line in golden.terminal(outcomes, records):
+        for line in golden_report.terminal(outcomes, records):
             say(line)
     return record["exit_code"]
 

@@ -18,8 +18,8 @@ from converter import embedded, processes
 from converter.errors import ConverterError, ProcessFailed
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import Plan
-from converter.verify.oracle_job import HELD, Job
 from converter.verify.taps import DENOISED, EMBEDDING, LOG_VARIANCE, tap_sizes
+from converter.verify.torch_side.job import HELD, Job
 from converter.verify.truth import Truth
 from converter.verify.verdict import (
     AGREES,
@@ -37,7 +37,7 @@ from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.record import Code, Record
 
 if TYPE_CHECKING:
-    from converter.verify.candidate import Candidate, Findings
+    from converter.verify.jax_side.candidate import Candidate, Findings
 
 # glibc gives freed memory back to the system and faults it in again at every operation, unless told not to: that is a
 # third of PyTorch's time on large float64 activations.
@@ -121,7 +121,7 @@ def run_oracle(options: Options, output: Path, meanwhile: Callable[[], None] = l
 @contextlib.contextmanager
 def _oracle(reference: str) -> Iterator[subprocess.Popen]:
     """The process that computes the truth; killed when the `with` statement ends."""
-    command = processes.module("converter.verify.oracle")
+    command = processes.module("converter.verify.torch_side.oracle")
     if reference == "embedded":
         with processes.apart(command, **OPENMP, **KEEP_MEMORY) as process:
             yield process
@@ -202,8 +202,8 @@ def load_candidate(options: Options, precision: str, config: EDM2Config, snapsho
     import jax.numpy as jnp
 
     from converter.convert import in_memory
-    from converter.verify.candidate import Candidate
-    from converter.verify.unread import unread
+    from converter.verify.jax_side.candidate import Candidate
+    from converter.verify.jax_side.unread import unread
     from jax_edm2.checkpoint import load
     from jax_edm2.network import Precond
 
@@ -229,7 +229,7 @@ def judge(
     options: Options, candidate: "Candidate", truth: Truth, snapshot: Snapshot | None, progress: Progress
 ) -> Outcome:
     """Everything that is measured of JAX, and the verdict."""
-    from converter.verify.candidate import examine
+    from converter.verify.jax_side.candidate import examine
     from converter.verify.precision import jax_facts, jax_precision, jax_switches
     from jax_edm2.checkpoint import read_record
 
@@ -348,7 +348,7 @@ def _warnings(plan: Plan, findings) -> Iterator[str]:
 
 
 def _throughput(options: Options, snapshot: Snapshot, progress: Progress) -> list[dict[str, Any]]:
-    from converter.verify import throughput
+    from converter.verify.throughput import measure as throughput
 
     plan, path = options.plan, str(snapshot.path)
     if options.sweep:

@@ -129,7 +129,7 @@ class Truth:
             raise
         self._members = record.members
         self.facts, self.plan, self.config = record.facts, record.plan, record.config
-        self.golden: dict[str, Any] | None = self.facts.get("golden")  # see `converter.verify.golden`
+        self.golden: dict[str, Any] | None = self.facts.get("golden")  # see `converter.verify.golden.check`
 
     def _open(self) -> BinaryIO:
         try:

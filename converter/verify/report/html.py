@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from converter.verify.markup import escape
-from converter.verify.plots import Series, log_plot
-from converter.verify.report import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
+from converter.verify.report.markup import escape
+from converter.verify.report.plots import Series, log_plot
+from converter.verify.report.text import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
 from converter.verify.verdict import AGREES
 
 STYLE = """

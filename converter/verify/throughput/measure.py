@@ -3,7 +3,7 @@
 PyTorch and JAX run in a process each, so that peak memory is their own, and take turns, so that what slows one slows
 all. The workers are this file:
 
-    python -m converter.verify.throughput < JOB.json      # then one line per run: the name of a way
+    python -m converter.verify.throughput.measure < JOB.json      # then one line per run: the name of a way
 """
 
 import contextlib
@@ -143,7 +143,7 @@ class _Worker:
     def __init__(self, job: Job):
         self._job = job
         self._process = subprocess.Popen(
-            processes.module("converter.verify.throughput"),
+            processes.module("converter.verify.throughput.measure"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=processes.environment(),
         )  # fmt: skip
 
@@ -185,7 +185,7 @@ def _torch_ways(job: Job):
     from converter.snapshot import read_snapshot
     from converter.verify.cases import Plan, make_case
     from converter.verify.precision import set_torch
-    from converter.verify.reference import DTYPES, Reference
+    from converter.verify.torch_side.reference import DTYPES, Reference
 
     torch.use_deterministic_algorithms(False)
     cuda = job.device != "cpu" and torch.cuda.is_available()

@@ -18,11 +18,11 @@ from converter.errors import ConverterError
 from converter.names import torch_name
 from converter.snapshot import Snapshot
 from converter.verify.cases import STEP, Case, Plan, make_case, trajectory_start
-from converter.verify.jax_taps import TappedNetwork
+from converter.verify.jax_side.taps import TappedNetwork
+from converter.verify.jax_side.unread import Unread, make_room, raised, shapes, stored
 from converter.verify.metrics import Difference, difference, gradient_norm, psnr
 from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from converter.verify.truth import Truth, projection
-from converter.verify.unread import Unread, make_room, raised, shapes, stored
 from converter.verify.verdict import Measurement, Tolerance, judge
 from jax_edm2.config import EDM2Config
 from jax_edm2.ema import update_average

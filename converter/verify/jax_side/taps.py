@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from converter.names import torch_name
+from converter.verify.jax_side.unread import raised
 from converter.verify.taps import (
     EMBEDDING,
     INPUT,
@@ -24,7 +25,6 @@ from converter.verify.taps import (
     scopes,
     tap_of_parameter,
 )
-from converter.verify.unread import raised
 from jax_edm2.config import EDM2Config
 from jax_edm2.network import Block, MPConv, MPFourier, Precond
 

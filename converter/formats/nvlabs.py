@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from converter.pickle_reader import Budget, ByteRange, File, Global, Instance, Interpreter, PickleError
+from converter.formats.pickle_reader import Budget, ByteRange, File, Global, Instance, Interpreter, PickleError
 from jax_edm2.messages import brief
 
 STORAGE_TYPES = {

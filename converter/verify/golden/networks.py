@@ -1,19 +1,27 @@
-"""The networks whose truths are recorded: six tiny ones with random weights, and the digits. Needs numpy alone.
+"""The networks whose truths are recorded: six tiny ones with random weights, and the digits.
 
 Together the tiny ones have every configuration option at a value that is not its default, and every kind of block.
 """
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converter.names import torch_name
+from converter import processes
+from converter.errors import ConverterError
+from converter.names import jax_path, torch_name
+from converter.snapshot import read_snapshot
 from jax_edm2.config import EDM2Config, expected_tree
 
-DIGITS = Path(__file__).with_name("digits.pkl")
+DATA = processes.ROOT / "golden"  # the recordings, which nothing here makes
+DIGITS = DATA / "digits.pkl"
+
+
+class GoldenError(ConverterError):
+    """Goldens that are missing or damaged."""
+
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {
@@ -66,3 +74,37 @@ def weights(name: str) -> dict[str, np.ndarray]:
             value = random.standard_normal(tree[key]) * (2 * math.pi if key.endswith("freqs") else 1)
         tensors[key] = value.astype(np.float16).astype(np.float32)
     return tensors
+
+
+def network_config(network: str) -> EDM2Config:
+    """Of a golden's network. Raises: GoldenError."""
+    if network == "digits":
+        with read_snapshot(DIGITS) as snapshot:
+            return snapshot.config
+    if network not in NETWORKS:
+        raise GoldenError(f"a golden is of {network!a:.60}, and no network has that name")
+    return EDM2Config(**NETWORKS[network])
+
+
+def network_tensors(network: str) -> dict[str, np.ndarray]:
+    """float32 tensors of a golden's network, by their names in a snapshot. Raises: GoldenError."""
+    if network == "digits":
+        with read_snapshot(DIGITS) as snapshot:
+            return {name: np.asarray(snapshot.read(name), np.float32) for name in snapshot.tensors}
+    network_config(network)
+    return weights(network)
+
+
+def normalised_digest(tensors: dict[str, np.ndarray]) -> str:
+    """sha256 of all tensors, weights normalised in float64 (Eq. 47 without the gain), as float32, in JAX's order.
+
+    The sums are numpy's, pairwise, in an order that its versions have kept; half a unit of float32 is far above them.
+    """
+    sha = hashlib.sha256()
+    for path in sorted(map(jax_path, tensors)):
+        weight = tensors[torch_name(path)].astype(np.float64)
+        if path.endswith("mpconv_weight"):
+            norm = np.sqrt(np.square(weight).sum(tuple(range(1, weight.ndim)), keepdims=True))
+            weight = weight / (norm / np.sqrt(weight[0].size) + 1e-4)
+        sha.update(weight.astype("<f4").tobytes())
+    return sha.hexdigest()

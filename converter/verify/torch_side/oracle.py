@@ -2,7 +2,7 @@
 
 Runs as a process of its own, so that its memory, its switches and any embedded code stay apart from JAX:
 
-    python -m converter.verify.oracle < JOB.json
+    python -m converter.verify.torch_side.oracle < JOB.json
 """
 
 import contextlib
@@ -26,11 +26,8 @@ from tqdm import tqdm
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import STEP, Case, make_case, trajectory_start
-from converter.verify.conditioning import Rounding, condition, conditions, largest
 from converter.verify.metrics import difference, gradient_norm
-from converter.verify.oracle_job import Job
 from converter.verify.precision import set_torch, torch_facts
-from converter.verify.reference import Reference, as_float32
 from converter.verify.taps import (
     DENOISED,
     EMBEDDED,
@@ -42,7 +39,10 @@ from converter.verify.taps import (
     block_scope,
     boundaries,
 )
-from converter.verify.torch_taps import tapped
+from converter.verify.torch_side.conditioning import Rounding, condition, conditions, largest
+from converter.verify.torch_side.job import Job
+from converter.verify.torch_side.reference import Reference, as_float32
+from converter.verify.torch_side.taps import tapped
 from converter.verify.truth import TruthWriter, check_room
 from torch_ref.sampling import heun_states, noise_levels
 from torch_ref.training import power_function_exponent

@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from converter import embedded
-from converter.verify.markup import markdown as md
-from converter.verify.markup import markdown_code as code
+from converter.verify.report.markup import markdown as md
+from converter.verify.report.markup import markdown_code as code
 from converter.verify.run import Outcome
 from converter.verify.taps import OPERATIONS, scopes
 from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement

@@ -14,7 +14,7 @@ import torch
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot
 from converter.verify.taps import Enough
-from converter.verify.torch_taps import FUNCTIONS
+from converter.verify.torch_side.taps import FUNCTIONS
 from torch_ref import network as torch_ref_network
 from torch_ref.snapshot import installed
 
