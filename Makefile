@@ -21,29 +21,29 @@ types: $(READY)
 	$(BIN)/mypy
 
 readme: $(READY)  ## every command in the README, and the output that it shows
-	$(BIN)/python -m tests.readme
+	$(BIN)/python -m tests.surveys.readme
 
 faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to each
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.corpora.faults
 
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
-	$(BIN)/python -m tests.verify_survey $(ARGS)
+	$(BIN)/python -m tests.surveys.verify $(ARGS)
 
 verify-memory: $(READY)  ## edm2-verify on the largest published size, its peak memory and time; make verify-memory ARGS="edm2-img512-s"
-	$(BIN)/python -m tests.verify_memory $(ARGS)
+	$(BIN)/python -m tests.bench.verify_memory $(ARGS)
 
 hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
-	$(BIN)/python -m tests.hostile $(ARGS)
-	$(BIN)/python -m tests.hostile_truths $(ARGS)
+	$(BIN)/python -m tests.surveys.hostile $(ARGS)
+	$(BIN)/python -m tests.corpora.hostile_truths $(ARGS)
 
 fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), truths (2,000), checkpoints (6,000, and flipped bits)
-	$(BIN)/python -m tests.fuzz $(ARGS)
-	$(BIN)/python -m tests.differential
-	$(BIN)/python -m tests.fuzz_truths
-	$(BIN)/python -m tests.fuzz_checkpoints
+	$(BIN)/python -m tests.surveys.fuzz $(ARGS)
+	$(BIN)/python -m tests.surveys.differential
+	$(BIN)/python -m tests.surveys.fuzz_truths
+	$(BIN)/python -m tests.surveys.fuzz_checkpoints
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
-	$(BIN)/python -m tests.sampling_survey $(ARGS)
+	$(BIN)/python -m tests.surveys.sampling $(ARGS)
 
 golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--check writes nothing
 	$(BIN)/python -m golden.manifests $(ARGS)
@@ -58,16 +58,16 @@ golden-alone:  ## edm2-verify --golden in an environment of its own, without tor
 	$(ALONE)/bin/edm2-verify --golden --device cpu
 
 golden-faults: $(READY)  ## every fault of the corpus that changes numbers, and the golden that trips over it
-	$(BIN)/python -m tests.golden_faults $(ARGS)
+	$(BIN)/python -m tests.surveys.golden_faults $(ARGS)
 
 bench: $(READY)  ## both frameworks on this machine, from snapshot to picture: make bench ARGS="--device gpu --precision float16"
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tests.bench.speed $(ARGS)
 
 bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and XXL-size snapshots
-	$(BIN)/python -m tests.bench_convert $(ARGS)
+	$(BIN)/python -m tests.bench.convert $(ARGS)
 
 bench-download: $(READY)  ## a download from loopback beside curl and sha256sum
-	$(BIN)/python -m tests.bench_download $(ARGS)
+	$(BIN)/python -m tests.bench.download $(ARGS)
 
 digits: $(READY)  ## train the digits network again, about 12 minutes
 	$(BIN)/python -m golden.digits train --outdir runs/digits

@@ -2,7 +2,6 @@ import atexit
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -20,6 +19,7 @@ import jax_edm2
 from converter import download
 from converter.cache import Cache
 from converter.convert import convert
+from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,7 +31,7 @@ settings.load_profile("seeded")
 
 @pytest.fixture(scope="session")
 def digits_pkl():
-    return Path(__file__).parent.parent / "golden" / "digits.pkl"
+    return ROOT / "golden" / "digits.pkl"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,32 @@
+"""`make bench` prints its table and draws its plot, on the digits."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+from converter.verify.throughput import measure as throughput
+from tests.bench import speed as bench
+
+
+def test_bench_of_digits(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(throughput, "ROUNDS", 1)  # and as it was when this is over
+    plot, record = tmp_path / "growth.svg", tmp_path / "bench.json"
+    small = ["--networks", "digits", "--batches", "1", "2", "--steps", "2", "--rounds", "1", "--no-compile"]
+    bench.main([*small, "--nvlabs", "/nowhere", "--plot", str(plot), "--json", str(record)])
+    printed = capsys.readouterr().out
+    for text in (
+        "digits, float32 on cpu: converted in",
+        "batch 2;",
+        "PyTorch sampling",
+        "JAX sampling",
+        "JAX folded has",
+    ):
+        assert text in printed
+    assert "NVlabs                not available: ModuleNotFoundError" in printed
+    entries = json.loads(record.read_text())
+    assert [entry["batch"] for entry in entries] == [1, 2]
+    for entry in entries:
+        folded, sampling = (entry["ways"][way] for way in ("JAX folded", "JAX sampling"))
+        assert folded["of_eager"] > 0
+        assert 0.05 < sampling["evaluations_per_second"] / folded["evaluations_per_second"] < 20  # it counts all three
+        assert entry["load"]["bytes"] >= 0
+    assert ElementTree.fromstring(plot.read_text()).tag.endswith("svg")

@@ -1,0 +1,290 @@
+"""edm2-verify as a user meets it: a process with arguments, reports and an exit code."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jax_edm2
+from converter import processes
+from converter.processes import ROOT
+from converter.snapshot import read_snapshot
+from converter.verify.report.text import SCHEMA
+from tests.corpora.faults import CONFIG
+from tests.support import children
+from tests.support.networks import network
+from torch_ref import network as torch_ref_network
+from torch_ref import snapshot as torch_ref_snapshot
+from torch_ref.snapshot import write_snapshot
+
+COMMAND = processes.module("converter.cli.verify")
+QUICK = ("--checks", "parameters,forward", "--device", "cpu")
+PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
+
+
+def run(*arguments, cwd=None, env=None):
+    environment = {**os.environ, "PYTHONPATH": ROOT, **(env or {})}
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def fails(*arguments, text, **kwargs):
+    """Exit code 2, and one line on standard error that says `text`."""
+    result = run(*arguments, **kwargs)
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert result.stderr.startswith("edm2-verify: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert text in result.stderr
+
+
+@pytest.fixture(scope="module")
+def small_pkl(tmp_path_factory):
+    path = tmp_path_factory.mktemp("verify") / "small.pkl"
+    write_snapshot(path, network(CONFIG, 2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(digits_pkl, digits_checkpoint, tmp_path_factory):
+    """(process, folder) of a run with every check and report."""
+    folder = tmp_path_factory.mktemp("report") / "new" / "folder"
+    arguments = ("--checkpoint", digits_checkpoint, "--steps", 4, "--device", "cpu", "--report", folder)
+    return run(digits_pkl, *arguments), folder
+
+
+def test_digits_agree(report):
+    result, folder = report
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "AGREES: JAX computes what PyTorch computes." in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100 + len(str(folder))
+    assert sorted(entry.name for entry in folder.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_report_json_is_as_documented(report, digits_pkl):
+    record = json.loads((report[1] / "report.json").read_text())
+    assert record["schema"] == SCHEMA
+    assert (record["verdict"], record["exit_code"], record["reasons"], record["guilty"]) == ("agrees", 0, [], [])
+    assert record["parameters"] == {"count": 63, "values": 722859, "different": []}
+    assert list(record["checks"]) == ["forward", "gradients", "parameters", "trajectory"]
+    assert {m["kind"] for m in record["measurements"]["forward"]} == {"isolated", "accumulated", "compiled", "folded"}
+    assert all(m["agrees"] and m["error"] <= m["limit"] for found in record["measurements"].values() for m in found)
+    assert len(record["trajectory"]["error"]) == len(record["trajectory"]["sigmas"]) == 5
+    assert record["trajectory"]["psnr"] > 100
+    names = {m["name"] for m in record["measurements"]["gradients"]}
+    assert {"loss", "input", "unet.out_gain", "step/unet.out_gain", "ema/unet.out_gain"} <= names
+    assert record["snapshot"]["sha256"] == hashlib.sha256(digits_pkl.read_bytes()).hexdigest()
+    assert record["switches"]["JAX"]["problem"] is record["switches"]["PyTorch"]["problem"] is None
+
+
+def test_report_md(report):
+    text = (report[1] / "report.md").read_text()
+    assert text.startswith("### edm2-verify: agrees\n")
+    assert "| parameters | agrees | 63 tensors" in text
+
+
+def test_a_fault_in_a_checkpoint_is_exit_code_1(digits_pkl, digits_checkpoint, tmp_path):
+    net, variables = jax_edm2.load(digits_checkpoint)
+    leaves = flatten_dict(variables, sep="/")
+    leaves[PATH] = leaves[PATH].swapaxes(2, 3)
+    bad = tmp_path / "bad.safetensors"
+    jax_edm2.save(bad, net, unflatten_dict(leaves, sep="/"), record=jax_edm2.read_record(digits_checkpoint))
+    result = run(digits_pkl, "--checkpoint", bad, *QUICK, "--json")
+    assert result.returncode == 1, result.stderr
+    record = json.loads(result.stdout)
+    assert record["verdict"] == "disagrees"
+    assert [(g["scope"], g["operation"]) for g in record["guilty"]] == [("unet.enc.8x8_block0", "conv_res0")]
+    assert "conv_res0.weight differs in" in record["reasons"][0]
+    marked = [row["scope"] for row in record["tree"] if row["guilty"]]
+    assert marked == ["unet.enc.8x8_block0"]
+
+
+def test_another_configuration_in_a_checkpoint(digits_pkl, digits_checkpoint, tmp_path):
+    net, variables = jax_edm2.load(digits_checkpoint)
+    bad = tmp_path / "bad.safetensors"
+    jax_edm2.save(bad, net.clone(config=dataclasses.replace(net.config, res_balance=0.31)), variables)
+    result = run(digits_pkl, "--checkpoint", bad, *QUICK, "--json")
+    record = json.loads(result.stdout)
+    assert result.returncode == 1
+    assert "res_balance is 0.31, should be 0.3" in record["reasons"][0]
+    assert (record["guilty"][0]["scope"], record["guilty"][0]["operation"]) == ("unet.enc.8x8_block0", "res_sum")
+
+
+def test_two_machines(small_pkl, tmp_path):
+    """A truth made where torch is serves where it is not, with a checkpoint or the snapshot."""
+    truth, checkpoint = tmp_path / "truth.npz", tmp_path / "small.safetensors"
+    result = run(small_pkl, "--save-truth", truth, "--steps", 3, "--checks", "parameters,forward,trajectory")
+    assert result.returncode == 0, result.stderr
+    assert "use it with --truth" in result.stdout
+    from converter.convert import convert
+
+    with read_snapshot(small_pkl) as snapshot:
+        convert(snapshot, checkpoint)
+    no_torch = tmp_path / "no_torch"
+    no_torch.mkdir()
+    (no_torch / "torch.py").write_text("raise ImportError('there is no torch here')")
+    env = {"PYTHONPATH": f"{no_torch}{os.pathsep}{ROOT}"}
+    result = run("--checkpoint", checkpoint, "--truth", truth, "--device", "cpu", "--json", env=env)
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["verdict"] == "agrees"
+    assert set(record["checks"]) == {"parameters", "forward", "trajectory"}
+    fails(small_pkl, "--truth", truth, "--seeds", "3", text="--seeds is fixed by the --truth file")
+    fails(small_pkl, "--save-truth", truth, text="exists; use --force")
+    short = tmp_path / "short.npz"
+    short.write_bytes(truth.read_bytes()[:10_000])
+    fails(small_pkl, "--truth", short, text="short.npz: is no zip archive, or cut short; make it again")
+
+
+def test_truth_of_another_network(small_pkl, digits_pkl, tmp_path):
+    truth = tmp_path / "truth.npz"
+    assert run(small_pkl, "--save-truth", truth, "--checks", "parameters").returncode == 0
+    fails(digits_pkl, "--truth", truth, text="is of another network than")
+
+
+def test_embedded_reference(small_pkl):
+    result = run(small_pkl, *QUICK, "--reference", "embedded", "--trust-embedded-code", "--json")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["reference"] == "embedded"
+    assert record["snapshot"]["source"].removeprefix("sha256:") in result.stderr  # shown before it is executed
+
+
+def embedding(path, edit):
+    """Write the small network with another source inside."""
+    source = torch_ref_snapshot.source_of
+    original = source(torch_ref_network)
+    try:
+        torch_ref_snapshot.source_of = lambda module: edit(original) if module is torch_ref_network else source(module)
+        write_snapshot(path, network(CONFIG, 2))
+    finally:
+        torch_ref_snapshot.source_of = source
+
+
+def test_embedded_code_is_never_executed_without_trust(tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / "marked.pkl"
+    embedding(path, lambda source: source + f"\nopen({str(marker)!r}, 'w').close()\n")
+    assert run(path, *QUICK).returncode == 0
+    fails(path, "--reference", "embedded", text="executes the Python source inside the snapshot")
+    fails(path, "--trust-embedded-code", "--checks", "nothing", text="'nothing' is none of")
+    assert not marker.exists()
+    assert run(path, *QUICK, "--reference", "embedded", "--trust-embedded-code").returncode == 0
+    assert marker.exists()
+
+
+def test_a_reference_that_is_not_repeatable_is_inconclusive(tmp_path):
+    path = tmp_path / "noisy.pkl"
+    embedding(
+        path,
+        lambda source: source.replace(
+            "return F.silu(x) / 0.596", "return F.silu(x) / 0.596 * (1 + 1e-4 * torch.randn([]))"
+        ),
+    )
+    result = run(path, *QUICK, "--reference", "embedded", "--trust-embedded-code", "--json")
+    assert result.returncode == 3, result.stderr
+    assert any("not repeatable" in reason for reason in json.loads(result.stdout)["reasons"])
+
+
+def test_embedded_code_that_fails(tmp_path):
+    path = tmp_path / "broken.pkl"
+    embedding(path, lambda source: source + "\nraise RuntimeError('no')\n")
+    result = run(path, *QUICK, "--reference", "embedded", "--trust-embedded-code")
+    assert result.returncode == 2
+    assert "the source embedded in the snapshot cannot be run (RuntimeError('no'))" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_nan_in_the_reference_is_inconclusive(tmp_path):
+    net = network(CONFIG, 2)
+    with torch.no_grad():
+        net.unet.enc["8x8_block0"].conv_res1.weight[0, 0, 0, 0] = float("nan")
+    write_snapshot(tmp_path / "nan.pkl", net)
+    result = run(tmp_path / "nan.pkl", *QUICK, "--json")
+    assert result.returncode == 3, result.stderr
+    record = json.loads(result.stdout)
+    assert record["parameters"]["different"] == []
+    assert "the truth is not finite at seed0/unet.enc.8x8_block0/conv_res1" in record["reasons"][0]
+
+
+def test_tf32_where_there_is_none_is_inconclusive(small_pkl):
+    result = run(small_pkl, *QUICK, "--precision", "tf32")
+    assert result.returncode == 3, result.stderr
+    assert "TF32 is not in effect" in result.stdout
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_is_a_health_check(small_pkl, precision):
+    result = run(small_pkl, *QUICK, "--precision", precision, "--json")
+    record = json.loads(result.stdout)
+    assert result.returncode == 0, record["reasons"]
+    assert any("health check" in warning for warning in record["warnings"])
+    half = [m for m in record["measurements"]["forward"] if m["name"].endswith("conv_res0")]
+    assert min(m["error"] for m in half) > 1e-5  # it was not computed in float32
+
+
+def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
+    fails(text="give a SNAPSHOT")
+    fails(tmp_path / "none.pkl", text="none.pkl: there is no such file")
+    fails(digits_checkpoint, text="is a checkpoint: name it with --checkpoint")
+    fails(
+        digits_pkl,
+        "--checkpoint",
+        tmp_path / "none.safetensors",
+        "--checks",
+        "parameters",
+        text="there is no such file",
+    )
+    fails(digits_pkl, "--seeds", "3-1", text="is no list of seeds")
+    fails(digits_pkl, "--sigmas", "0,1", text="is no list of noise levels above 0")
+    fails(digits_pkl, "--save-truth", tmp_path / "x.npz", "--checks", "throughput", text="nothing to keep")
+    fails(digits_pkl, "--save-truth", tmp_path / "x.npz", "--seeds", "0-999", text="ask for fewer --seeds")
+    fails(digits_pkl, "--batch", "0", text="0 is not in the range")
+    fails(digits_pkl, "--device", "gpu", text="JAX finds no gpu here")
+    fails(digits_pkl, "--checks", "all", "--truth", tmp_path / "none.npz", text="--checks is fixed by the --truth file")
+    fails(digits_pkl, "--truth", tmp_path / "none.npz", text="none.npz: there is no such file")
+    fails(digits_pkl, "--report", digits_pkl / "x", text="Not a directory")
+
+
+def test_throughput_alone_claims_no_agreement(digits_pkl, monkeypatch):
+    from click.testing import CliRunner
+
+    from converter.cli.verify import edm2_verify
+    from converter.verify.throughput import measure as throughput
+
+    monkeypatch.setattr(throughput, "WAYS", {"jax": ("JAX as loaded",)})
+    arguments = [str(digits_pkl), "--checks", "throughput", "--device", "cpu"]
+    result = CliRunner().invoke(edm2_verify, arguments, standalone_mode=False)
+    assert result.return_value == 0, result
+    assert "MEASURED: speed was measured, agreement was not." in result.stdout
+    assert "agree" not in result.stdout.replace("agreement was not", "")
+    assert "JAX as loaded" in result.stdout
+
+
+def test_interrupted(digits_pkl, tmp_path):
+    """Ctrl-C, which the terminal sends to both processes, while PyTorch computes and JAX compiles."""
+    command = [*children.command("converter.cli.verify"), str(digits_pkl), *QUICK]
+    environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("edm2-verify-*/truth.npz")):  # the oracle has begun
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "edm2-verify: interrupted"
+    assert not list(tmp_path.glob("edm2-verify-*"))
+
+
+def test_help_is_complete():
+    text = run("--help").stdout
+    assert "Examples:" in text
+    assert "Exit codes: 0 the networks agree" in text
+    for option in ("--checkpoint", "--device", "--precision", "--checks", "--truth", "--save-truth", "--report"):
+        assert option in text

@@ -1,0 +1,10 @@
+"""A tenth of what `make fuzz` does."""
+
+from tests.surveys.fuzz import fuzz
+
+
+def test_mutants(digits_pkl):
+    outcomes, problems = fuzz(2000, 1, digits_pkl)
+    assert problems == []
+    assert sum(outcomes.values()) == 2000
+    assert sum(count for (_, outcome), count in outcomes.items() if outcome != "refused") > 20  # or it tests little

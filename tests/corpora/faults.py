@@ -1,0 +1,438 @@
+"""Faults that a port can have, made on purpose, and what edm2-verify says to each.
+
+    python -m tests.corpora.faults              # the table of all faults and verdicts
+
+A fault is an edit of a checkpoint's variables, or of the JAX network's source: one text replaced by another, compiled,
+and put in place of the functions that are running. The test network has every kind of operation.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from converter.convert import in_memory
+from converter.snapshot import read_snapshot
+from converter.verify.cases import Plan
+from converter.verify.jax_side.candidate import Candidate
+from converter.verify.run import Options, Outcome, judge
+from converter.verify.torch_side import oracle
+from converter.verify.torch_side.job import Job
+from converter.verify.truth import Truth
+from jax_edm2.network import Precond
+from tests.support.networks import network
+from torch_ref.snapshot import write_snapshot
+
+CONFIG = {
+    "img_resolution": 8,
+    "img_channels": 3,
+    "label_dim": 5,
+    "sigma_data": 0.4,
+    "logvar_channels": 16,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "channel_mult_noise": 2,
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+    "label_balance": 0.4,
+    "concat_balance": 0.35,
+    "resample_filter": [1, 3, 2, 1],
+    "channels_per_head": 8,
+    "dropout": 0.2,
+    "res_balance": 0.3,
+    "attn_balance": 0.4,
+}
+STEPS = 4
+
+INPUT, EMBEDDING, LOGVAR, OUTPUT = "input", "unet.embedding", "logvar", "output"
+CONV_IN, ENC, DOWN, LOW = "unet.enc.8x8_conv", "unet.enc.8x8_block0", "unet.enc.4x4_down", "unet.enc.4x4_block0"
+IN0, DEC_LOW, UP, DEC = "unet.dec.4x4_in0", "unet.dec.4x4_block0", "unet.dec.8x8_up", "unet.dec.8x8_block0"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """name; where it must be found: a scope and an operation, or a check and (part of) a name in it."""
+
+    name: str
+    scope: str
+    operation: str
+    edit: tuple[str, str, str] | Callable[[dict[str, np.ndarray]], None]  # (file, old, new), or a change of variables
+
+    @property
+    def kind(self) -> str:
+        return "network" if isinstance(self.edit, tuple) else "checkpoint"
+
+
+# In the checkpoint
+
+
+def change(path: str, function: Callable[[np.ndarray], np.ndarray]):
+    def edit(leaves):
+        leaves[path] = np.asarray(function(np.array(leaves[path])), np.float32)
+
+    return edit
+
+
+def exchange(one: str, other: str):
+    def edit(leaves):
+        leaves[one], leaves[other] = leaves[other], leaves[one]
+
+    return edit
+
+
+def put(index, value):
+    def function(array):
+        array[index] = value(array[index]) if callable(value) else value
+        return array
+
+    return function
+
+
+def permute_thirds(order):
+    """The output channels of attn_qkv: q, k and v interleave innermost."""
+
+    def function(w):
+        thirds = w.reshape(-1, 3, *w.shape[1:])
+        return thirds[:, order].reshape(w.shape)
+
+    return function
+
+
+def flip_bit(array):
+    array.view(np.uint32).reshape(-1)[7] ^= 1 << 13  # the lowest bit that float16 has
+    return array
+
+
+def swap_channels(array):
+    array[:, [0, 1]] = array[:, [1, 0]]
+    return array
+
+
+def low(array, dtype):
+    import ml_dtypes
+
+    return array.astype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)).astype(np.float32)
+
+
+def unit(array):
+    """Normalised, then rounded to float16 a second time."""
+    norm = np.sqrt(np.mean(np.square(array), axis=tuple(range(1, array.ndim)), keepdims=True))
+    return low(array / norm, np.float16)
+
+
+U = "params/unet/"
+W = "/mpconv_weight"
+CHECKPOINT = [
+    Fault("kernel transposed in space", ENC, "conv_res0", change(f"{U}enc_8x8_block0/conv_res0{W}", lambda w: w.swapaxes(2, 3))),
+    Fault("kernel transposed out-in", ENC, "conv_res1", change(f"{U}enc_8x8_block0/conv_res1{W}", lambda w: w.swapaxes(0, 1))),
+    Fault("kernel flipped", DEC, "conv_res0", change(f"{U}dec_8x8_block0/conv_res0{W}", lambda w: w[:, :, ::-1, ::-1])),
+    Fault("q and k swapped", LOW, "attn_qkv", change(f"{U}enc_4x4_block0/attn_qkv{W}", permute_thirds([1, 0, 2]))),
+    Fault("k and v swapped", IN0, "attn_qkv", change(f"{U}dec_4x4_in0/attn_qkv{W}", permute_thirds([0, 2, 1]))),
+    Fault("q, k, v in blocks, not interleaved", DEC_LOW, "attn_qkv",
+          change(f"{U}dec_4x4_block0/attn_qkv{W}", lambda w: w.reshape(-1, 3, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape))),
+    Fault("one channel pair swapped", UP, "conv_res0", change(f"{U}dec_8x8_up/conv_res0{W}", swap_channels)),
+    Fault("one value times 1 + 1e-3", DOWN, "conv_res1", change(f"{U}enc_4x4_down/conv_res1{W}", put((1, 2, 0, 1), lambda v: v * (1 + 1e-3)))),
+    Fault("one bit of one weight", LOW, "conv_skip", change(f"{U}enc_4x4_block0/conv_skip{W}", flip_bit)),
+    Fault("one bit of out_conv", "unet.out_conv", "conv", change(f"{U}out_conv{W}", flip_bit)),
+    Fault("one weight negated", DEC, "conv_skip", change(f"{U}dec_8x8_block0/conv_skip{W}", put((2, 3, 0, 0), lambda v: -v))),
+    Fault("emb_gain lost (0)", DOWN, "emb_linear", change(f"{U}enc_4x4_down/emb_gain", lambda g: 0 * g)),
+    Fault("emb_gain lost (1)", DEC, "emb_linear", change(f"{U}dec_8x8_block0/emb_gain", lambda g: g * 0 + 1)),
+    Fault("emb_gains of two blocks exchanged", ENC, "emb_linear", exchange(f"{U}enc_8x8_block0/emb_gain", f"{U}dec_8x8_up/emb_gain")),
+    Fault("out_gain lost", "unet.out_conv", "conv", change(f"{U}out_gain", lambda g: g * 0 + 1)),
+    Fault("Fourier phases off by one", EMBEDDING, "emb_fourier", change("constants/unet/emb_t_fourier/phases", lambda p: np.roll(p, 1))),
+    Fault("Fourier phases plus 1", EMBEDDING, "emb_fourier", change("constants/unet/emb_t_fourier/phases", lambda p: p + 1)),
+    Fault("Fourier frequencies without 2 pi", EMBEDDING, "emb_fourier", change("constants/unet/emb_t_fourier/freqs", lambda f: f / (2 * np.pi))),
+    Fault("logvar's phases off by one", LOGVAR, "logvar_fourier", change("constants/logvar_fourier_t/phases", lambda p: np.roll(p, 1))),
+    Fault("logvar's and the embedding's frequencies exchanged", EMBEDDING, "emb_fourier",
+          exchange("constants/unet/emb_t_fourier/freqs", "constants/logvar_fourier_t/freqs")),
+    Fault("two layers of one shape exchanged", ENC, "conv_res0", exchange(f"{U}enc_8x8_block0/conv_res0{W}", f"{U}enc_8x8_block0/conv_res1{W}")),
+    Fault("layers of two blocks exchanged", LOW, "conv_res1", exchange(f"{U}enc_4x4_block0/conv_res1{W}", f"{U}dec_4x4_in0/conv_res1{W}")),
+    Fault("float16 rounding twice", DEC, "conv_res1", change(f"{U}dec_8x8_block0/conv_res1{W}", unit)),
+    Fault("rounded to bfloat16", EMBEDDING, "emb_label", change(f"{U}emb_label{W}", lambda w: low(w, "bfloat16"))),
+    Fault("two classes exchanged", EMBEDDING, "emb_label", change(f"{U}emb_label{W}", swap_channels)),
+    Fault("noise layer transposed", EMBEDDING, "emb_noise", change(f"{U}emb_t_linear{W}", lambda w: w.T)),
+    Fault("input channels in BGR order", CONV_IN, "conv", change(f"{U}enc_8x8_conv{W}", lambda w: w[:, [2, 1, 0, 3]])),
+    Fault("ones channel first", CONV_IN, "conv", change(f"{U}enc_8x8_conv{W}", lambda w: w[:, [3, 0, 1, 2]])),
+    Fault("skip half of the input channels first", DEC, "conv_res0", change(f"{U}dec_8x8_block0/conv_res0{W}", lambda w: np.roll(w, 8, axis=1))),
+    Fault("a weight is NaN", DEC_LOW, "attn_proj", change(f"{U}dec_4x4_block0/attn_proj{W}", put((0, 0, 0, 0), np.nan))),
+    Fault("logvar's layer zero", LOGVAR, "logvar_linear", change(f"params/logvar_linear{W}", lambda w: 0 * w)),
+    Fault("attention's projection transposed", LOW, "attn_proj", change(f"{U}enc_4x4_block0/attn_proj{W}", lambda w: w.swapaxes(0, 1))),
+]  # fmt: skip
+
+# In the network: (file, old, new); `old` must occur in the file, and only its first occurrence is replaced
+
+OPS, NET, TWO, TRAIN, EMA, SAMPLE = "ops", "network", "twofold", "training", "ema", "sampling"
+CONVOLVE = 'return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")'
+NETWORK = [
+    Fault("eps 1e-6", EMBEDDING, "emb_noise", (OPS, "eps: float = 1e-4", "eps: float = 1e-6")),
+    Fault("eps inside the root", EMBEDDING, "emb_noise", (OPS, "norm = norm * math.sqrt(norm.size / x.size) + eps",
+          "norm = jnp.sqrt(jnp.square(norm) * (norm.size / x.size) + eps)")),
+    Fault("eps added before the scaling", EMBEDDING, "emb_noise", (OPS, "norm * math.sqrt(norm.size / x.size) + eps", "(norm + eps) * math.sqrt(norm.size / x.size)")),
+    Fault("norm not scaled", EMBEDDING, "emb_noise", (OPS, "norm * math.sqrt(norm.size / x.size) + eps", "norm + eps")),
+    Fault("silu constant 0.6", EMBEDDING, "emb_silu", (OPS, "/ 0.596", "/ 0.6")),
+    Fault("silu constant 0.5964", EMBEDDING, "emb_silu", (OPS, "/ 0.596", "/ 0.5964")),
+    Fault("relu for silu", EMBEDDING, "emb_silu", (OPS, "jax.nn.silu", "jax.nn.relu")),
+    Fault("gelu for silu", EMBEDDING, "emb_silu", (OPS, "jax.nn.silu", "jax.nn.gelu")),
+    Fault("sum's shares swapped", EMBEDDING, "emb_sum", (OPS, "mixed = a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t)", "mixed = b + (a - b) * t")),
+    Fault("sum not normalised", EMBEDDING, "emb_sum", (OPS, "return (mixed / math.sqrt((1 - t) ** 2 + t**2))", "return (mixed)")),
+    Fault("concatenation's shares swapped", DEC_LOW, "concat", (OPS, "(scale / math.sqrt(na) * (1 - t)), b.astype(full) * (scale / math.sqrt(nb) * t)", "(scale / math.sqrt(na) * t), b.astype(full) * (scale / math.sqrt(nb) * (1 - t))")),
+    Fault("concatenation reversed", DEC_LOW, "concat", (OPS, "jnp.concatenate([a, b]", "jnp.concatenate([b, a]")),
+    Fault("concatenation without sqrt of channels", "unet.dec.4x4_block1", "concat", (OPS, "scale / math.sqrt(na)", "scale / math.sqrt(nb)")),
+    Fault("downsampling filter not normalised", DOWN, "resample", (OPS, "np.asarray(taps, np.float64) / np.sum(taps)", "np.asarray(taps, np.float64) / len(taps)")),
+    Fault("a filter tap off", DOWN, "resample", (OPS, "np.asarray(taps, np.float64) / np.sum(taps)", "np.asarray([*taps[:-1], taps[0] + 0.01], np.float64) / np.sum(taps)")),
+    Fault("downsampling filter mirrored", DOWN, "resample", (OPS, "_filter(taps)\n    pairs", "_filter(taps[::-1])\n    pairs")),
+    Fault("upsampling filter not mirrored", UP, "resample", (OPS, "_filter(taps)\n    terms", "_filter(taps[::-1])\n    terms")),
+    Fault("upsampling without the factor 4", UP, "resample", (OPS, "2 * f[k] if", "f[k] if")),
+    Fault("upsampling shifted by a pixel", UP, "resample", (OPS, "_shifted(x, d, axis)", "_shifted(x, d + 1, axis)")),
+    Fault("downsampling shifted by a pixel", DOWN, "resample", (OPS, "keepdims=False), d, axis)", "keepdims=False), d + 1, axis)")),
+    Fault("weights not normalised", EMBEDDING, "emb_noise", (NET, "w = normalize(w) * (scale", "w = w * (scale")),
+    Fault("weights normalised over the wrong axes", EMBEDDING, "emb_noise", (NET, "w = normalize(w) * (scale", "w = normalize(w, 0) * (scale")),
+    Fault("fan-out for fan-in", EMBEDDING, "emb_label", (NET, "1 / math.sqrt(w[0].size)", "1 / math.sqrt(w[:, 0].size)")),
+    Fault("gains ignored", ENC, "emb_linear", (NET, "(scale if gain is None else gain.astype(w.dtype) * scale)", "scale")),
+    Fault("gains squared", ENC, "emb_linear", (NET, "gain.astype(w.dtype) * scale", "jnp.square(gain.astype(w.dtype)) * scale")),
+    Fault("convolution kernel flipped", CONV_IN, "conv", (NET, "convolve(x, w,", "convolve(x, w[:, :, ::-1, ::-1],")),
+    Fault("convolution in bfloat16", CONV_IN, "conv", (NET, CONVOLVE,
+          "return convolve(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), self.kernel[0] // 2).astype(x.dtype)")),
+    Fault("circular padding", CONV_IN, "conv", (NET, CONVOLVE,
+          "p = self.kernel[0] // 2; return convolve(jnp.pad(x, [(0, 0), (p, p), (p, p), (0, 0)], mode='wrap'), w, 0)")),
+    Fault("sin for cos", EMBEDDING, "emb_fourier", (NET, "twofold.cos(column * freqs + phases)", "jnp.sin((column * freqs + phases).hi)")),
+    Fault("Fourier features without sqrt 2", EMBEDDING, "emb_fourier", (NET, "twofold.cos(column * freqs + phases) * math.sqrt(2)", "twofold.cos(column * freqs + phases)")),
+    Fault("phases forgotten", EMBEDDING, "emb_fourier", (NET, "column * freqs + phases)", "column * freqs)")),
+    Fault("ln sigma / 2", INPUT, "c_noise", (NET, "Twofold(log_sigma.hi / 4, log_sigma.lo / 4)", "Twofold(log_sigma.hi / 2, log_sigma.lo / 2)")),
+    Fault("log2 sigma", INPUT, "c_noise", (NET, "twofold.log(sigma.reshape(-1))", "Twofold.of(jnp.log2(sigma.reshape(-1)))")),
+    Fault("ln of sigma squared", INPUT, "c_noise", (NET, "twofold.log(sigma.reshape(-1))", "twofold.log(jnp.square(sigma.reshape(-1)))")),
+    Fault("c_in of EDM without sigma_data", INPUT, "scaled_input", (NET, "c_in = lax.rsqrt(total)", "c_in = lax.rsqrt(jnp.square(sigma) + 1)")),
+    Fault("c_in forgotten", INPUT, "scaled_input", (NET, "(c_in * x).astype(self.dtype)", "x.astype(self.dtype)")),
+    Fault("c_skip of sigma, not squared", OUTPUT, "denoised", (NET, "c_skip = sigma_data**2 / total", "c_skip = sigma_data / total")),
+    Fault("c_out of EDM1's sampler", OUTPUT, "denoised", (NET, "c_out = sigma * sigma_data * c_in", "c_out = sigma * c_in")),
+    Fault("skip connection of the denoiser forgotten", OUTPUT, "denoised", (NET, "c_skip * x + c_out * raw.astype(full)", "c_out * raw.astype(full)")),
+    Fault("F returned for D", OUTPUT, "denoised", (NET, "c_skip * x + c_out * raw.astype(full)", "raw.astype(full)")),
+    Fault("sigma_data 0.5 whatever the configuration", INPUT, "scaled_input", (NET, "sigma_data = self.config.sigma_data", "sigma_data = 0.5")),
+    Fault("logvar from sigma", LOGVAR, "logvar_fourier", (NET, "self.logvar_linear(self.logvar_fourier_t(c_noise))", "self.logvar_linear(self.logvar_fourier_t(Twofold.of(sigma.reshape(-1))))")),
+    Fault("logvar halved", LOGVAR, "logvar", (NET, "self.logvar_linear(self.logvar_fourier_t(c_noise)).reshape(-1, 1, 1, 1)", "0.5 * self.logvar_linear(self.logvar_fourier_t(c_noise)).reshape(-1, 1, 1, 1)")),
+    Fault("labels unscaled", EMBEDDING, "label_scale", (NET, "class_labels * math.sqrt(self.config.label_dim)", "class_labels")),
+    Fault("label forgotten in the embedding", EMBEDDING, "emb_sum", (NET, "mp_sum(emb, label, self.config.label_balance)", "mp_sum(emb, emb, self.config.label_balance)")),
+    Fault("label balance 0.5 whatever the configuration", EMBEDDING, "emb_sum", (NET, "mp_sum(emb, label, self.config.label_balance)", "mp_sum(emb, label, 0.5)")),
+    Fault("embedding without SiLU", EMBEDDING, "emb_silu", (NET, 'return self.tap("emb_silu", mp_silu(emb))', 'return self.tap("emb_silu", emb)')),
+    Fault("zeros for the ones", CONV_IN, "ones", (NET, "jnp.ones_like(x[..., :1])", "jnp.zeros_like(x[..., :1])")),
+    Fault("ones first", CONV_IN, "ones", (NET, "[x, jnp.ones_like(x[..., :1])]", "[jnp.ones_like(x[..., :1]), x]")),
+    Fault("skip order reversed", DEC_LOW, "concat", (NET, "skips.pop()", "skips.pop(0)")),
+    Fault("skip of the block before", DEC_LOW, "concat", (NET, "skips.pop()", "skips[-2]")),
+    Fault("concat balance 0.5 whatever the configuration", DEC_LOW, "concat", (NET, "self.config.concat_balance", "0.5")),
+    Fault("embedding's layer without + 1", ENC, "modulation", (NET, "gain=self.emb_gain) + 1", "gain=self.emb_gain)")),
+    Fault("modulation added", ENC, "modulation", (NET, "y * c[:, None, None, :]", "y + c[:, None, None, :]")),
+    Fault("modulation after SiLU", ENC, "modulation", (NET, 'y = self.tap("modulation", y * c[:, None, None, :].astype(y.dtype))', 'y = self.tap("modulation", mp_silu(y) * c[:, None, None, :].astype(y.dtype))')),
+    Fault("modulation of one image for all", ENC, "modulation", (NET, "y * c[:, None, None, :]", "y * c[:1, None, None, :]")),
+    Fault("pixel norm missing", ENC, "pixel_norm", (NET, 'self.tap("pixel_norm", normalize(x, axis=-1))', 'self.tap("pixel_norm", x)')),
+    Fault("pixel norm over rows", ENC, "pixel_norm", (NET, 'self.tap("pixel_norm", normalize(x, axis=-1))', 'self.tap("pixel_norm", normalize(x, axis=2))')),
+    Fault("layer norm for pixel norm", ENC, "pixel_norm", (NET, 'self.tap("pixel_norm", normalize(x, axis=-1))', 'self.tap("pixel_norm", normalize(x))')),
+    Fault("pixel norm with eps 1e-6", ENC, "pixel_norm", (NET, "normalize(x, axis=-1)", "normalize(x, axis=-1, eps=1e-6)")),
+    Fault("pixel norm before conv_skip", LOW, "conv_skip", (NET, 'x = self.skip(x)\n            x = self.tap("pixel_norm", normalize(x, axis=-1))', 'x = self.tap("pixel_norm", normalize(x, axis=-1))\n            x = self.skip(x)')),
+    Fault("pixel norm in decoders too", IN0, "res_sum", (NET, 'if self.spec.flavor == "dec":\n            x = self.skip(x)', 'if self.spec.flavor == "dec":\n            x = normalize(self.skip(x), axis=-1)')),
+    Fault("residual branch and main path exchanged", ENC, "res_sum", (NET, 'self.tap("res_sum", mp_sum(x, y, self.config.res_balance))', 'self.tap("res_sum", mp_sum(y, x, self.config.res_balance))')),
+    Fault("res balance of the paper's older version", ENC, "res_sum", (NET, "self.config.res_balance", "0.31")),
+    Fault("SiLU of the residual branch missing", ENC, "silu0", (NET, 'self.tap("silu0", mp_silu(x))', 'self.tap("silu0", x)')),
+    Fault("second SiLU missing", ENC, "silu1", (NET, 'self.tap("silu1", mp_silu(y))', 'self.tap("silu1", y)')),
+    Fault("dropout left on", ENC, "dropout", (NET, "self.drop(y, deterministic=not train)", "self.drop(y, deterministic=False, rng=jax.random.key(0))")),
+    Fault("dropout left on, without a generator", ENC, "dropout", (NET, "self.drop(y, deterministic=not train)", "self.drop(y, deterministic=False)")),
+    Fault("dropout's rescaling left on", ENC, "dropout", (NET, "self.drop(y, deterministic=not train)", "y / (1 - self.config.dropout)")),
+    Fault("clip missing", ENC, "clip", (NET, "x = jnp.clip(x, -self.config.clip_act, self.config.clip_act)", "pass")),
+    Fault("clip at twice its value", ENC, "clip", (NET, "jnp.clip(x, -self.config.clip_act, self.config.clip_act)", "jnp.clip(x, -2 * self.config.clip_act, 2 * self.config.clip_act)")),
+    Fault("clip from above only", ENC, "clip", (NET, "jnp.clip(x, -self.config.clip_act, self.config.clip_act)", "jnp.minimum(x, self.config.clip_act)")),
+    Fault("tanh for clip", ENC, "clip", (NET, "jnp.clip(x, -self.config.clip_act, self.config.clip_act)", "jnp.tanh(x / self.config.clip_act) * self.config.clip_act")),
+    Fault("v not normalised", LOW, "attention", (NET, "q, k, v = (y[..., i] for i in range(3))", "raw = self.attn_qkv(x).reshape(n, h * w, heads, c // heads, 3); q, k, v = y[..., 0], y[..., 1], raw[..., 2]")),
+    Fault("q, k and v not normalised", LOW, "qkv_norm", (NET, 'self.tap("qkv_norm", normalize(y, axis=3))', 'self.tap("qkv_norm", y)')),
+    Fault("qkv normalised over pixels", LOW, "qkv_norm", (NET, "normalize(y, axis=3)", "normalize(y, axis=1)")),
+    Fault("softmax over queries", LOW, "attention", (NET, "astype(full), axis=3)", "astype(full), axis=2)")),
+    Fault("softmax over heads", LOW, "attention", (NET, "astype(full), axis=3)", "astype(full), axis=1)")),
+    Fault("logits not divided", LOW, "attention", (NET, "(k.astype(full) / math.sqrt(c // heads))", "k")),
+    Fault("logits divided by channels", LOW, "attention", (NET, "/ math.sqrt(c // heads)", "/ (c // heads)")),
+    Fault("logits divided by sqrt of all channels", LOW, "attention", (NET, "/ math.sqrt(c // heads)", "/ math.sqrt(c)")),
+    Fault("q and k exchanged in code", LOW, "attention", (NET, "q, k, v = (y", "k, q, v = (y")),
+    Fault("v and k exchanged in code", LOW, "attention", (NET, "q, k, v = (y", "q, v, k = (y")),
+    Fault("qkv split in blocks", LOW, "qkv_norm", (NET, ".reshape(n, h, w, heads, c // heads, 3).reshape(n, h * w, heads, c // heads, 3)", ".reshape(n, h * w, heads, 3, c // heads).swapaxes(3, 4)")),
+    Fault("heads innermost", LOW, "qkv_norm", (NET, ".reshape(n, h, w, heads, c // heads, 3).reshape(n, h * w, heads, c // heads, 3)", ".reshape(n, h * w, c // heads, heads, 3).swapaxes(2, 3)")),
+    Fault("image transposed by attention", LOW, "attention", (NET, "y.reshape(n, h, w, heads, c // heads).reshape(x.shape)", "y.reshape(n, h, w, heads, c // heads).swapaxes(1, 2).reshape(x.shape)")),
+    Fault("attention's sum with the residual balance", LOW, "attn_sum", (NET, "self.attend(x), self.config.attn_balance", "self.attend(x), self.config.res_balance")),
+    Fault("attention's branch added to zero", LOW, "attn_sum", (NET, "mp_sum(x, self.attend(x), self.config.attn_balance)", "self.attend(x)")),
+    Fault("out_gain ignored", "unet.out_conv", "conv", (NET, "self.out_conv(x, gain=self.out_gain)", "self.out_conv(x)")),
+    Fault("a tap removed", ENC, "silu1", (NET, 'y = self.tap("silu1", mp_silu(y))', "y = mp_silu(y)")),
+]  # fmt: skip
+
+# Found by other checks than the forward pass: scope is the check, operation part of the first failing name
+
+BEYOND = [
+    Fault("norm without a gradient", "gradients", "", (OPS, "x.astype(wide(x.dtype))), axis", "jax.lax.stop_gradient(x).astype(wide(x.dtype))), axis")),
+    Fault("logvar detached from the loss", "gradients", "", (TRAIN, "weight / jnp.exp(logvar)", "weight / jnp.exp(jax.lax.stop_gradient(logvar))")),
+    Fault("loss without + logvar", "gradients", "loss", (TRAIN, "jnp.square(denoised - images) + logvar", "jnp.square(denoised - images)")),
+    Fault("loss weight without the square", "gradients", "loss", (TRAIN, "jnp.square(sigma * sigma_data)", "(sigma * sigma_data)")),
+    Fault("noise added without sigma", "gradients", "loss", (TRAIN, "images + sigma * noise", "images + noise")),
+    Fault("weights not projected in training", "gradients", "", (TRAIN, "return normalize(value) if", "return value if")),
+    Fault("projected over the wrong axes", "gradients", "", (TRAIN, "return normalize(value) if", "return normalize(value, 0) if")),
+    Fault("EMA exponent off by one", "gradients", "ema/", (EMA, "share = -math.expm1(before * (power_function_exponent(std) + 1))", "share = -math.expm1(before * power_function_exponent(std))")),
+    Fault("EMA of the old value", "gradients", "ema/", (EMA, "old + (new - old) * share", "new + (old - new) * share")),
+    Fault("gains without a gradient", "gradients", "gain", (NET, "gain.astype(w.dtype) * scale", "jax.lax.stop_gradient(gain).astype(w.dtype) * scale")),
+    Fault("clipping without a gradient", "gradients", "", (NET, "x = jnp.clip(x,", "x = x - jax.lax.stop_gradient(x) * 0.5 - 0.5 * x + jnp.clip(jax.lax.stop_gradient(x),")),
+    Fault("Euler for Heun", "trajectory", "", (SAMPLE, "(state.slope + slope) / 2, slope)", "state.slope, slope)")),
+    Fault("corrector's slope at the old noise level", "trajectory", "", (SAMPLE, "rows.append((end, end - start, 1,", "rows.append((start, end - start, 1,")),
+    Fault("schedule with rho 6", "trajectory", "", (SAMPLE, "rho: float = 7.0", "rho: float = 6.0")),
+    Fault("schedule ends at sigma_min", "trajectory", "", (SAMPLE, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
+]  # fmt: skip
+FAULTS = CHECKPOINT + NETWORK + BEYOND
+
+
+@contextlib.contextmanager
+def edited(file: str, old: str, new: str):
+    """While open, the functions of jax_edm2/FILE.py run with `old` replaced by `new` in their source.
+
+    What JAX has traced before stays as it was: run what is to be wrong under jax.disable_jit().
+    """
+    module = importlib.import_module(f"jax_edm2.{file}")
+    source = Path(module.__file__).read_text()
+    if old not in source:
+        raise ValueError(f"jax_edm2/{file}.py has no {old!r}")
+    code = compile(source.replace(old, new, 1), module.__file__, "exec")
+    running = dict(_functions(module))
+    replaced = []
+    for name, changed in _codes(code):
+        function = running.get(name)
+        if function is not None and function.__code__ != changed:
+            replaced.append((function, function.__code__, function.__defaults__))
+            function.__code__ = changed
+    mutant = types.ModuleType(module.__name__)
+    mutant.__package__ = module.__package__
+    sys.modules[module.__name__] = mutant  # dataclasses look their module up
+    try:
+        exec(code, mutant.__dict__)
+    finally:
+        sys.modules[module.__name__] = module
+    for name, function in _functions(mutant):
+        if name in running and running[name].__defaults__ != function.__defaults__:
+            replaced.append((running[name], running[name].__code__, running[name].__defaults__))
+            running[name].__defaults__ = function.__defaults__
+    if not replaced:
+        raise ValueError(f"replacing {old!r} changes no function")
+    try:
+        yield
+    finally:
+        for function, code, defaults in reversed(replaced):
+            function.__code__, function.__defaults__ = code, defaults
+
+
+def _functions(module):
+    """(qualified name, function) of everything that is defined in a module, without Flax's and JAX's wrappers."""
+    for value in list(vars(module).values()):
+        members = (
+            list(vars(value).values()) if isinstance(value, type) and value.__module__ == module.__name__ else [value]
+        )
+        for member in members:
+            while hasattr(member, "__wrapped__"):
+                member = member.__wrapped__
+            if isinstance(member, types.FunctionType) and member.__module__ == module.__name__:
+                yield member.__qualname__, member
+
+
+def _codes(code):
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant.co_qualname, constant
+            yield from _codes(constant)
+
+
+class Laboratory:
+    """The truth of the test network, computed once, and what is said of a fault."""
+
+    def __init__(self, folder: Path):
+        self.path, self.truth_path = folder / "faults.pkl", folder / "truth.npz"
+        write_snapshot(self.path, network(CONFIG, 1))
+        plan = Plan(steps=STEPS)
+        oracle.compute(Job(str(self.path), str(self.truth_path), plan))
+        with read_snapshot(self.path) as snapshot:
+            self.leaves = {
+                "/".join(key.key for key in path): np.asarray(value)
+                for path, value in jax.tree_util.tree_leaves_with_path(in_memory(snapshot))
+            }
+
+    def examine(self, fault: Fault | None, checks: tuple[str, ...]) -> Outcome:
+        """Verify the network with a fault, operation by operation; or with none, compiled."""
+        leaves = dict(self.leaves)
+        context: Any = contextlib.nullcontext()
+        if fault is not None and fault.kind == "checkpoint":
+            fault.edit(leaves)  # type: ignore[operator]
+        elif fault is not None:
+            context = edited(*fault.edit)  # type: ignore[misc]
+        variables = unflatten_dict({path: jnp.asarray(value) for path, value in leaves.items()}, sep="/")
+        with (
+            read_snapshot(self.path) as snapshot,
+            Truth(self.truth_path) as truth,
+            context,
+            jax.disable_jit(fault is not None),
+        ):
+            truth.plan = dataclasses.replace(truth.plan, checks=checks)
+            candidate = Candidate(Precond(truth.config), variables, truth.config)
+            return judge(Options(self.path), candidate, truth, snapshot, lambda stage: None)
+
+
+def checks_for(fault: Fault) -> tuple[str, ...]:
+    return (fault.scope,) if fault in BEYOND else ("parameters", "forward")
+
+
+def found(fault: Fault, outcome: Outcome) -> tuple[str, str]:
+    """(scope, operation) that the verdict names first; for checks beyond the forward pass (check, name)."""
+    if fault in BEYOND:
+        bad = [m for m in outcome.measurements[fault.scope] if not m.agrees]
+        return (fault.scope, bad[0].name) if bad else ("", "")
+    if outcome.guilty:
+        return outcome.guilty[0].scope, outcome.guilty[0].operation
+    bad = [m for m in outcome.measurements["forward"] if not m.agrees]
+    return (LOGVAR, bad[0].name) if bad else ("", "")
+
+
+def is_found(fault: Fault, outcome: Outcome) -> bool:
+    scope, operation = found(fault, outcome)
+    if outcome.verdict != "disagrees" or scope != fault.scope:
+        return False
+    return fault.operation in operation if fault in BEYOND else fault.operation == operation
+
+
+def main():
+    argparse.ArgumentParser(prog="python -m tests.corpora.faults", description=__doc__.splitlines()[0]).parse_args()
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        laboratory = Laboratory(Path(folder))
+        clean = laboratory.examine(None, ("parameters", "forward", "gradients", "trajectory"))
+        print(f"no fault: {clean.verdict}\n")
+        print(f"{'fault':<52}{'verdict':<11}{'first bad operation':<34}error")
+        for fault in FAULTS:
+            outcome = laboratory.examine(fault, checks_for(fault))
+            scope, operation = found(fault, outcome)
+            ok = is_found(fault, outcome)
+            missed += not ok
+            why = next((g.why for g in outcome.guilty), None) or next(iter(outcome.reasons), "")
+            place = f"{scope.removeprefix('unet.')}, {operation}"
+            print(
+                f"{fault.name[:51]:<52}{outcome.verdict:<11}{place[:43]:<34}{'' if ok else 'MISSED '}{why[:60]}",
+                flush=True,
+            )
+    print(f"\n{len(FAULTS)} faults: {len(FAULTS) - missed} detected and named, {missed} missed")
+    return 1 if missed or clean.verdict != "agrees" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Outputs appear whole or not at all, whenever a process is killed, and what it leaves is removed by the next."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from converter.convert import convert
+from converter.snapshot import read_snapshot
+from jax_edm2 import files, read_record
+from jax_edm2.files import whole_or_nothing
+from tests.jax_edm2.test_parity import CONFIG
+from tests.support import children
+from tests.support.networks import network
+from torch_ref.snapshot import write_snapshot
+
+
+def kill_at_random(function, arguments, longest, seed):
+    """Kill a process that calls a function, at a random moment. Was it killed in the midst?"""
+    process = children.start(function, *arguments)
+    time.sleep(np.random.default_rng(seed).uniform(0, longest))
+    process.kill()
+    process.join()
+    return process.exitcode != 0
+
+
+def duration(function, arguments):
+    """Seconds that a process takes to call a function, on this machine and with what else it is doing."""
+    started = time.perf_counter()
+    children.start(function, *arguments).join()
+    return time.perf_counter() - started
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_conversion_killed_at_any_moment(tmp_path):
+    """SIGKILL at 100 random moments while an output is replaced: it is the old one or the new one."""
+    whole = {}
+    for name, seed in (("old", 0), ("new", 1)):
+        write_snapshot(
+            tmp_path / f"{name}.pkl", network({**CONFIG, "model_channels": 64, "channels_per_head": 64}, seed)
+        )
+        with read_snapshot(tmp_path / f"{name}.pkl") as snapshot:
+            convert(snapshot, tmp_path / "x.safetensors", overwrite=True)
+        whole[(tmp_path / "x.safetensors").read_bytes()] = name
+    target, folder = tmp_path / "out" / "x.safetensors", tmp_path / "out"
+    folder.mkdir()
+    seen, midst, left = {"old": 0, "new": 0}, 0, 0
+    arguments = str(tmp_path / "new.pkl"), str(target)
+    longest = 1.5 * sorted(duration(children.convert, arguments) for _ in range(5))[2]
+    for i in range(100):
+        with read_snapshot(tmp_path / "old.pkl") as snapshot:
+            convert(snapshot, target, overwrite=True)
+        assert names(folder) == ["x.safetensors"]  # what the last one left is gone
+        midst += kill_at_random(children.convert, arguments, longest, i)
+        seen[whole[target.read_bytes()]] += 1
+        left += len(names(folder)) > 1
+    assert midst > 20
+    assert left > 0
+    assert min(seen.values()) > 0, seen
+    read_record(target)
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
+def test_a_folder_replaced_by_a_killed_process(tmp_path, exchange):
+    target = tmp_path / "x.orbax"
+    for i in range(60):
+        children.write_folder(str(target), "old")
+        assert names(tmp_path) == ["x.orbax"]
+        kill_at_random(children.write_folder, (str(target), "new", exchange), 0.03, i)
+        if not exchange:
+            files.scratch(target)  # puts the old one back, where the process was killed between its two renamings
+        assert len(names(target)) == 20
+        assert {path.read_text() for path in target.iterdir()} in ({"old"}, {"new"})
+
+
+def test_killed_between_two_renamings(tmp_path):
+    """Where folders cannot be exchanged in one step the old one is found beside, and put back by the next run."""
+    target = tmp_path / "x.orbax"
+    children.write_folder(str(target), "old")
+    process = children.FORKS.Process(target=int)
+    process.start()
+    process.join()
+    retired = files.scratch(target).name.replace(str(os.getpid()), str(process.pid)).replace(".tmp", ".old")
+    target.rename(tmp_path / retired)
+    with pytest.raises(RuntimeError, match="in the midst"), whole_or_nothing(target, overwrite=True):
+        raise RuntimeError("in the midst")
+    assert {path.read_text() for path in target.iterdir()} == {"old"}
+    assert names(tmp_path) == ["x.orbax"]
+
+
+def test_what_others_are_writing_is_left_alone(tmp_path):
+    target = tmp_path / "x[1].txt"
+    alive = files.scratch(target).with_name(files.scratch(target).name.replace(str(os.getpid()), str(os.getppid())))
+    elsewhere = tmp_path / ".x[1].txt.another-host-1.tmp"
+    for path in (alive, elsewhere):
+        path.write_text("half")
+    with whole_or_nothing(target, overwrite=False) as temporary:
+        temporary.write_text("whole")
+        shutil.copy(temporary, f"{temporary}.made-by-a-library")
+    assert names(tmp_path) == sorted([alive.name, elsewhere.name, target.name])
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    """It would be lost with everything in it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").write_text("precious")
+    with pytest.raises(IsADirectoryError), whole_or_nothing(tmp_path / "out", overwrite=True) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "out" / "kept").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,119 @@
+"""What the tests let other processes do: they are killed, or run beside each other. Imports little, to start fast."""
+
+import contextlib
+import fcntl
+import importlib
+import multiprocessing
+import os
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+from converter import processes
+
+FORKS = multiprocessing.get_context("forkserver")
+# What commands import is there before they are watched.
+FORKS.set_forkserver_preload(
+    [
+        *("converter.download", "converter.cli.convert", "converter.cli.sample", "converter.cli.verify"),
+        *("jax_edm2.generation", "jax_edm2.decoding", "orbax.checkpoint", "tests.support.children"),
+    ]
+)
+
+
+def command(module: str) -> list[str]:
+    """A command line for `python -m module`, with Ctrl-C at work: what a shell runs in the background ignores it."""
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return processes.python(code)
+
+
+def download(url: str, folder: str, locks: bool = True, lease: bool = True):
+    """Fetch into a cache. locks: of the operating system; lease: the one of our own. Without, they do nothing."""
+    from converter import download as module
+    from converter.cache import Cache
+
+    module.BACKOFF = 0.01
+    if not locks:
+        fcntl.flock = fcntl.lockf = fcntl.fcntl = lambda *_: 0
+    if not lease:
+        module._lease = lambda _path: contextlib.nullcontext()
+    module.fetch(url, Cache(Path(folder)))
+
+
+def convert(source: str, target: str):
+    from converter.convert import convert
+    from converter.snapshot import read_snapshot
+
+    with read_snapshot(source) as snapshot:
+        convert(snapshot, target, overwrite=True)
+
+
+COMMANDS = {
+    "edm2-convert": "converter.cli.convert",
+    "edm2-sample": "converter.cli.sample",
+    "edm2-verify": "converter.cli.verify",
+}
+
+
+def watched(command: tuple[str, ...], folder: str, log: str):
+    """Run one of COMMANDS in a folder; `log` gets what it printed, and last CPU seconds and MB above the start."""
+    os.chdir(folder)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))  # an endless loop ends
+    main = importlib.import_module(COMMANDS[command[0]]).main
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    peak, seconds = _peak(), time.process_time()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)  # what libraries print is seen as well
+    os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = open(descriptor, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = list(command)
+    leave = os._exit
+
+    def figures():
+        sys.stdout.flush()
+        os.write(descriptor, f"\n{time.process_time() - seconds:.2f} {_peak() - peak:.1f}".encode())
+
+    def left(code):  # commands that are interrupted go this way
+        figures()
+        leave(code)
+
+    os._exit = left
+    try:
+        main()
+    finally:
+        os._exit = leave
+        figures()
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3
+
+
+def write_folder(target: str, content: str, exchange: bool = True):
+    """As writers of folders do it. exchange: where paths can be exchanged in one step."""
+    from jax_edm2 import files
+    from jax_edm2.files import whole_or_nothing
+
+    if not exchange:
+        files._exchange = lambda *_: False
+    with whole_or_nothing(Path(target), overwrite=True) as temporary:
+        temporary.mkdir()
+        for i in range(20):
+            (temporary / f"file{i}").write_text(content)
+
+
+def start(function, *arguments):
+    """A process that calls a function of this module. It does not import what was started as the main program."""
+    main = sys.modules["__main__"]
+    with mock.patch.multiple(main, create=True, __spec__=None, __file__=None):
+        process = FORKS.Process(target=function, args=arguments)
+        process.start()
+    return process
