@@ -1,8 +1,12 @@
-"""The converter's one error type."""
+"""The converter's error type, and what it is made of."""
 
 
 class ConverterError(Exception):
     """An input that is missing, broken or refused; the message is one line for the user."""
+
+
+class SnapshotError(ConverterError):
+    """A file that is not a sound EDM2 snapshot. The message begins with the file's path."""
 
 
 class ProcessFailed(Exception):  # noqa: N818

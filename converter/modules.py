@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.formats.nvlabs import MODULE_DICT, PersistentObject, TensorRecord
-from converter.formats.pickle_reader import Instance, PickleError
+from converter.errors import SnapshotError
+from converter.formats.nvlabs import MODULE_DICT, PersistentObject
+from converter.formats.pickle_reader import Instance
+from converter.formats.torch_legacy import TensorRecord
 from converter.names import jax_path, torch_name
 from jax_edm2.checkpoint import check_tree
 from jax_edm2.config import BlockSpec, EDM2Config
@@ -100,13 +102,13 @@ def _fourier() -> Module:
 def read_network(net: PersistentObject, config: EDM2Config) -> dict[str, TensorRecord]:
     """All tensors of the network that `config` describes, by NVlabs' name, in the order of the file.
 
-    Raises: PickleError, which lists everything that is not as torch would need it to be for that very network.
+    Raises: SnapshotError, which lists everything that is not as torch would need it to be for that very network.
     """
     tensors: dict[str, TensorRecord] = {}
     problems = list(_check("", net, network(config), net.source, tensors, {}))
     problems += check_tree(config, {jax_path(name): record.shape for name, record in tensors.items()}, torch_name)
     if problems:
-        raise PickleError(f"its network is not what its constructor arguments say: {listing(problems)}")
+        raise SnapshotError(f"its network is not what its constructor arguments say: {listing(problems)}")
     return tensors
 
 

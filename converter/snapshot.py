@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from converter.errors import ConverterError
-from converter.formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, TensorRecord, read_container
-from converter.formats.pickle_reader import File, Instance, PickleError
+from converter.errors import SnapshotError
+from converter.formats.file import File, PickleError
+from converter.formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, read_container
+from converter.formats.pickle_reader import Instance
+from converter.formats.torch_legacy import TensorRecord
 from converter.modules import ARGUMENTS, VERSION, read_network
 from jax_edm2.config import ConfigError, EDM2Config
 from jax_edm2.messages import brief
@@ -35,10 +37,6 @@ OTHER_NETWORKS = {
     "Generator": "a StyleGAN",
     "Discriminator": "a StyleGAN",
 }
-
-
-class SnapshotError(ConverterError):
-    """A file that is not a sound EDM2 snapshot. The message begins with the file's path."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,9 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     except PickleError as error:
         os.close(descriptor)
         raise SnapshotError(f"{path}: {_other_network(error.texts) or error}") from None
+    except SnapshotError as error:
+        os.close(descriptor)
+        raise SnapshotError(f"{path}: {error}") from None
     except BaseException:
         os.close(descriptor)
         raise
@@ -147,15 +148,15 @@ def _check_beginning(file: File):
 def _interpret(path: Path, file: File, top: Any) -> Snapshot:
     top = _dict(top)
     if top is None:
-        raise PickleError("is a pickle, but not of a network snapshot: it holds no dictionary")
+        raise SnapshotError("is a pickle, but not of a network snapshot: it holds no dictionary")
     if "ema" not in top:
         kind = "a StyleGAN snapshot, not EDM2" if "G_ema" in top else "no EDM2 snapshot"
-        raise PickleError(f"is {kind}: it has no entry 'ema', only {_few(top)}")
+        raise SnapshotError(f"is {kind}: it has no entry 'ema', only {_few(top)}")
     net = top["ema"]
     if not isinstance(net, PersistentObject):
-        raise PickleError("is no EDM2 snapshot: its entry 'ema' is no network")
+        raise SnapshotError("is no EDM2 snapshot: its entry 'ema' is no network")
     if other := _other_network({net.class_name}):
-        raise PickleError(other)
+        raise SnapshotError(other)
     init_kwargs = _init_kwargs(net)
     config = _config(init_kwargs)
     tensors = read_network(net, config)
@@ -185,10 +186,10 @@ _POSITIONAL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma
 def _init_kwargs(net: PersistentObject) -> dict[str, Any]:
     args, kwargs = net.state.get("_init_args"), _dict(net.state.get("_init_kwargs"))
     if net.class_name != "Precond" or not isinstance(args, tuple) or not isinstance(kwargs, dict):
-        raise PickleError(f"its network is of class {brief(net.class_name)}, without constructor arguments; not EDM2")
+        raise SnapshotError(f"its network is of class {brief(net.class_name)}, without constructor arguments; not EDM2")
     positional = dict(zip(_POSITIONAL, args, strict=False))
     if len(args) > len(_POSITIONAL) or positional.keys() & kwargs.keys():
-        raise PickleError("its network's constructor arguments contradict each other")
+        raise SnapshotError("its network's constructor arguments contradict each other")
     return positional | kwargs
 
 
@@ -198,11 +199,11 @@ def _config(kwargs: dict[str, Any]) -> EDM2Config:
     missing = {f.name for f in dataclasses.fields(EDM2Config) if f.default is dataclasses.MISSING} - kwargs.keys()
     if unknown or missing:
         what = [f"unknown arguments {_few(unknown)}"] * bool(unknown) + [f"no {_few(missing)}"] * bool(missing)
-        raise PickleError(f"its network's configuration has {' and '.join(what)}; not an EDM2 network")
+        raise SnapshotError(f"its network's configuration has {' and '.join(what)}; not an EDM2 network")
     try:
         return EDM2Config(**kwargs)
     except ConfigError as error:
-        raise PickleError(f"its network's configuration is impossible: {error}") from None
+        raise SnapshotError(f"its network's configuration is impossible: {error}") from None
 
 
 # Beside the network
@@ -217,30 +218,30 @@ def _encoder(file: File, encoder: Any) -> Encoder | None:
     if encoder.class_name == VAE:
         odd = state.keys() - {"vae_name", "scale", "bias", "batch_size", "_vae", *ARGUMENTS}
         if odd or state.get("_vae") is not None or not isinstance(state.get("vae_name"), str):
-            raise PickleError(f"its encoder has {_few(odd or ['_vae'])}, or no vae_name: not NVlabs' {VAE}")
+            raise SnapshotError(f"its encoder has {_few(odd or ['_vae'])}, or no vae_name: not NVlabs' {VAE}")
         scale, bias = (_floats(file, state.get(name), name) for name in ("scale", "bias"))
         return Encoder(VAE, scale, bias, state["vae_name"])
     if encoder.class_name == RGB and (odd := state.keys() - {*ARGUMENTS}):
-        raise PickleError(f"its encoder has {_few(odd)}, which would hide what NVlabs' {RGB} has of that name")
+        raise SnapshotError(f"its encoder has {_few(odd)}, which would hide what NVlabs' {RGB} has of that name")
     return Encoder(encoder.class_name)
 
 
 def _check_object(value: Any, what: str):
     if not isinstance(value, PersistentObject) or "_modules" in value.state:
-        raise PickleError(f"its {what} is {brief(value)}, no {what}")
+        raise SnapshotError(f"its {what} is {brief(value)}, no {what}")
     if not re.fullmatch(r"[A-Za-z_]\w{0,63}", value.class_name, re.ASCII) or value.version != VERSION:
-        raise PickleError(f"its {what} is of class {brief(value.class_name)}, version {brief(value.version)}")
+        raise SnapshotError(f"its {what} is of class {brief(value.class_name)}, version {brief(value.version)}")
 
 
 def _floats(file: File, array: Any, name: str) -> tuple[float, ...]:
     """The numbers of an encoder's array, which NVlabs' code spreads over the channels."""
     kind = array.dtype and {"f4": "f", "f8": "d"}.get(array.dtype.code) if isinstance(array, ArrayRecord) else None
     if kind is None or array.data is None or not 0 < array.data.length <= 4096:
-        raise PickleError(f"its encoder's {name} is no short array of numbers")
+        raise SnapshotError(f"its encoder's {name} is no short array of numbers")
     data = file.read(array.data.offset, array.data.length)
     values = tuple(value for (value,) in struct.iter_unpack(f"<{kind}", data))
     if not all(map(math.isfinite, values)):
-        raise PickleError(f"its encoder's {name} is not finite")
+        raise SnapshotError(f"its encoder's {name} is not finite")
     return values
 
 
@@ -251,7 +252,7 @@ def _loss(loss: Any) -> Loss | None:
     values = [loss.state.get(name) for name in names]
     numbers = [float(v) for v in values if isinstance(v, int | float) and type(v) is not bool and abs(v) < 1e9]
     if len(numbers) != len(names) or loss.state.keys() - {*names, *ARGUMENTS}:
-        raise PickleError(f"its loss_fn has other entries than {_few(names)}, or they are no numbers")
+        raise SnapshotError(f"its loss_fn has other entries than {_few(names)}, or they are no numbers")
     return Loss(*numbers)
 
 

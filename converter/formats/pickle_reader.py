@@ -5,27 +5,17 @@ closed list of globals. A global is a name, calling one of the few known callabl
 container, and bytes are ranges of the file that are read when somebody asks. Everything else is refused.
 """
 
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from converter.errors import ConverterError
+from converter.formats.file import ByteRange, File, PickleError
 
 # Far above what snapshots hold (XXL: 70,000 opcodes, 0.2 MB of text), low enough to bound time and memory.
 MAX_STEPS = 400_000
 MAX_TEXT = 8 * 2**20
 MAX_LONG = 64
-
-
-class PickleError(ConverterError):
-    """A pickle that is damaged, or that asks for something a snapshot does not need.
-
-    texts: the strings that had been read by then, which may tell what the file is instead.
-    """
-
-    texts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -37,15 +27,6 @@ class Global:
 
     def __str__(self):
         return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True)
-class ByteRange:
-    """Bytes that stay in the file, or, if mutable, a bytearray: not everything in Python takes one for the other."""
-
-    offset: int
-    length: int
-    mutable: bool = False
 
 
 class Budget:
@@ -73,30 +54,6 @@ class Instance:
 
     cls: Global
     state: Any = None
-
-
-class File:
-    """A regular file, read at offsets. Its size is fixed when it is opened; a file that shrinks is an error."""
-
-    def __init__(self, descriptor: int):
-        self.descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises: PickleError."""
-        if offset + length > self.size:
-            raise PickleError(f"ends at byte {self.size}, inside something that reaches to byte {offset + length}")
-        data = bytearray(length)
-        self.read_into(memoryview(data), offset)
-        return bytes(data)
-
-    def read_into(self, buffer: memoryview, offset: int):
-        """Fill `buffer` from `offset`. Raises: PickleError."""
-        while buffer:
-            count = os.preadv(self.descriptor, [buffer], offset)
-            if count == 0:
-                raise PickleError("became shorter while it was read")
-            buffer, offset = buffer[count:], offset + count
 
 
 _MARK = object()

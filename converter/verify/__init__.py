@@ -1,5 +1,6 @@
 """Proof that a JAX network computes what the PyTorch network of a snapshot computes.
 
-`oracle` runs PyTorch, in a process of its own, and leaves a truth file; `candidate` runs JAX against that file;
-`verdict` applies the rule; `report` says what was found.
+`torch_side` runs PyTorch, in its own process, and leaves a truth file; `jax_side` runs JAX against that file; neither
+imports the other. `verdict` applies the rule, `run` puts one verification together, `report` says what was found.
+`golden` holds a machine to truths that were recorded before, `throughput` says how fast both frameworks are.
 """

@@ -1,0 +1,1 @@
+"""Recorded truths that a machine is held to, with JAX alone."""

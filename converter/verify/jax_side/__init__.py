@@ -1,0 +1,1 @@
+"""JAX, measured against a truth file. Imports no torch."""

@@ -1,0 +1,1 @@
+"""What a verification found: as text, Markdown, HTML and JSON."""

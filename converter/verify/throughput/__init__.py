@@ -1,0 +1,1 @@
+"""How fast both frameworks are: the same network, batch and device, in one run."""
