@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ALONE = $(VENV)-jax
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types readme faults survey verify-memory hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
+.PHONY: demo test lint types readme docs faults survey verify-memory hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -20,8 +20,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-readme: $(READY)  ## every command in the README, and the output that it shows
+readme: $(READY)  ## every command in README and docs/, and the output that they show
 	$(BIN)/python -m tests.surveys.readme
+
+docs: $(READY)  ## the reference of all public names, in site/
+	$(BIN)/python docs/reference.py site
 
 faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to each
 	$(BIN)/python -m tests.corpora.faults

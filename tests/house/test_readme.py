@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands (its training step in test_training), and its make targets exist.
+"""Python in README and docs/ runs as it stands (its training step in test_training), and what they name exists.
 
 `make readme` runs its commands.
 """
@@ -7,12 +7,17 @@ import re
 
 import pytest
 
-from tests.surveys.readme import README, ROOT, commands, masked, shown_demo
+from tests.surveys.readme import PAGES, ROOT, TEXT, commands, masked, shown_demo
 
-EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "print(" in code]
+EXAMPLES = {
+    page.stem: code
+    for page in PAGES
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    if "print(" in code
+}
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["sample", "use"])
+@pytest.mark.parametrize("code", EXAMPLES.values(), ids=EXAMPLES)
 def test_python_examples(code, digits_checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(digits_checkpoint.parent)
     exec(code, {})
@@ -34,7 +39,15 @@ def test_what_is_masked():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"make ([a-z-]+)", README))
+    targets = set(re.findall(r"make ([a-z-]+)", TEXT))
     assert {"demo", "test", "digits", "bench", "bench-convert", "sampling"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            assert (page.parent / link).exists(), link
+    assert page.parent == ROOT or f"docs/{page.name}" in (ROOT / "README.md").read_text()

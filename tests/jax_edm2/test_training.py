@@ -1,4 +1,4 @@
-"""Training in JAX beside training in PyTorch, with the step that the README shows."""
+"""Training in JAX beside training in PyTorch, with the step that docs/library.md shows."""
 
 import re
 
@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 import jax_edm2
 from tests.jax_edm2.test_parity import jax_variables
 from tests.support.networks import network, relative_error
-from tests.surveys.readme import README
+from tests.surveys.readme import TEXT
 from torch_ref.training import EDM2Loss, PowerFunctionEMA
 
 TINY = {
@@ -57,7 +57,7 @@ def average_of_normalised(average, variables, images_seen):
 
 def test_the_readmes_step_is_nvlabs():
     """And another order, which averages weights that are normalised already, is not."""
-    (code,) = re.findall(r"```python\n([^`]*def training_step.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n([^`]*def training_step.*?)```", TEXT, re.DOTALL)
     readme = {"jax": jax, "jax_edm2": jax_edm2, "net": jax_edm2.Precond(jax_edm2.EDM2Config(**TINY))}
     draws, raw, exact = in_pytorch()
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types

@@ -1,9 +1,10 @@
-"""`make readme`: runs every command in the README's blocks, in their order, and compares the output that it shows.
+"""`make readme`: runs every command in the blocks of README and docs/, and compares the output that they show.
 
-In a folder of its own that has `golden` in it. Errors and times depend on the processor and are masked; everything
-else must be equal to the character. Commands that fetch from NVIDIA's server are run with --offline and an empty cache,
-where they must say what is missing. Not run: pip and make test; `edm2-verify --golden`, which `make golden-alone` runs;
-and the S-size verification, whose output is shown too (ten minutes, 11 GB).
+In an empty folder that has `golden` in it, in the order of PAGES, each command once. Errors and times depend on the
+processor and are masked; everything else must be equal to the character. Commands that fetch from NVIDIA's server are
+run with --offline and an empty cache, where they must say what is missing. Not run: pip and make test;
+`edm2-verify --golden`, which `make golden-alone` runs; and the S-size verification, whose output is shown too (ten
+minutes, 11 GB).
 """
 
 import os
@@ -20,7 +21,10 @@ from PIL import Image
 from converter import processes
 from converter.processes import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
+    "converting", "verifying", "goldens", "sampling", "library", "speed", "internals",
+))]  # fmt: skip
+TEXT = "\n".join(page.read_text() for page in PAGES)
 MODULES = {f"edm2-{name}": f"converter.cli.{name}" for name in ("convert", "verify", "sample")}
 NOT_RUN = ("pip ", "make test", "edm2-verify --golden")
 EXIT_USAGE = 2
@@ -28,13 +32,14 @@ EXIT_USAGE = 2
 
 def blocks() -> list[str]:
     """What is between fences without a language."""
-    return re.findall(r"^```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if not language]
 
 
 def commands() -> list[str]:
-    """Commands of all blocks, without comments; the output that some blocks show is no command."""
+    """Commands of all blocks, without comments, each once; the output that some blocks show is no command."""
     lines = [line.split("  #")[0].strip() for block in blocks() for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("edm2-", "make ", "pip "))]
+    return list(dict.fromkeys(line for line in lines if line.startswith(("edm2-", "make ", "pip "))))
 
 
 def shown_demo() -> str:
