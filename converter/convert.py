@@ -15,8 +15,9 @@ from converter.errors import ConverterError
 from converter.finite import count_not_finite, get_ready
 from converter.names import jax_path
 from converter.snapshot import CHUNK, Snapshot
-from jax_edm2.checkpoint import WRITERS, Tensor, stored_dtype
+from jax_edm2.checkpoint import WRITERS
 from jax_edm2.record import Record, RecordError, Sampler, Source, tensors_digest
+from jax_edm2.tensors import Tensor, stored_dtype
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0"

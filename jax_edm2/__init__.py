@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jax_edm2.checkpoint import CheckpointError, load, read_record, save
+    from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
     from jax_edm2.decoding import make_decoder
     from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from jax_edm2.network import Precond, PrecondUNet, UNet
     from jax_edm2.record import Record
     from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+    from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
     from jax_edm2.training import denoising_loss, project_to_sphere
     from jax_edm2.vae import VAEDecoder, VAEError, load_vae
 
 _HOME = {
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "tensors",
     "Churn": "sampling",
     "ConfigError": "config",
     "EDM2Config": "config",

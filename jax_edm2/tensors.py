@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2.record import DIGEST, Record, tensors_digest
@@ -102,3 +103,11 @@ def check_digest(path: Any, record: Record):
             f"{path}: its record has no digest of its tensors, so nobody can tell whether they are what they were; "
             "convert the snapshot again, or load it with check=False"
         )
+
+
+def refuse_to_lose(path: Path, unless: str | None = None):
+    """No folder, link or device is ever replaced, even if told to overwrite; a folder with the file `unless` may be."""
+    if path.is_dir() and not (unless and (path / unless).exists()):
+        raise CheckpointError(f"{path}: is a folder and would be lost; choose another output")
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise CheckpointError(f"{path}: is a link or a device and would be lost; choose another output")
