@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from jax_edm2.bridges.nmboffi import PrecondUNet
     from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
     from jax_edm2.decoding import make_decoder
     from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
     from jax_edm2.folding import fold, nvlabs_gains
     from jax_edm2.generation import Generator
-    from jax_edm2.network import Precond, PrecondUNet, UNet
+    from jax_edm2.network import Precond, UNet
     from jax_edm2.record import Record
     from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
     from jax_edm2.tensors import CheckpointError
@@ -33,7 +34,7 @@ _HOME = {
     "EDM2Config": "config",
     "Generator": "generation",
     "Precond": "network",
-    "PrecondUNet": "network",
+    "PrecondUNet": "bridges.nmboffi",
     "Record": "record",
     "Settings": "sampling",
     "TorchCPU": "torch_random",

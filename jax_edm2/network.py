@@ -8,15 +8,13 @@ Embeddings, norms, weights and preconditioning are float32 (float64 for float64)
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from jax import lax
 
 from jax_edm2 import twofold, winograd
@@ -92,20 +90,6 @@ class MPFourier(nn.Module):
         return twofold.cos(column * freqs + phases) * math.sqrt(2)
 
 
-class MPPositional(nn.Module):
-    """Sinusoidal features of a scalar, as jax-edm2's `use_fourier=False`: [N] -> [N, channels]."""
-
-    channels: int
-    max_period: float = 10000.0
-
-    def __call__(self, x: Twofold) -> Array:
-        half = self.channels // 2
-        value = x.hi + x.lo
-        freqs = jnp.exp(-math.log(self.max_period) / half * jnp.arange(half, dtype=value.dtype))
-        angle = value[:, None] * freqs
-        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * math.sqrt(2)
-
-
 class Block(Tapped):
     """Encoder or decoder block with optional self-attention (Fig. 21): x [N, H, W, Cin], emb [N or 1, Cemb]."""
 
@@ -174,18 +158,19 @@ class UNet(Tapped):
 
     x [N, C, H, W] in any dtype, which is that of the result; noise_labels [N or 1] and class_labels
     [N or 1, label_dim] (ignored if label_dim is 0) in float32; noise_labels may be Twofold.
+
+    features: the module that turns a noise label into so many features, [N] -> [N, channels]; MPFourier for None.
     """
 
     config: EDM2Config
-    use_fourier: bool = True  # False: MPPositional in place of MPFourier
-    fourier_bandwidth: float = 1.0
     folded: Folded = ""
+    features: Callable[[int], nn.Module] | None = None
 
     def setup(self):
         config, conv = self.config, partial(MPConv, folded=self.folded)
         noise, emb, widths = config.noise_channels, config.emb_channels, config.widths
         self.out_gain = self.param("out_gain", nn.initializers.zeros, ())
-        self.emb_t_fourier = MPFourier(noise, self.fourier_bandwidth) if self.use_fourier else MPPositional(noise)
+        self.emb_t_fourier = (self.features or MPFourier)(noise)
         self.emb_t_linear = conv(noise, emb)
         self.emb_label = conv(config.label_dim, emb) if config.label_dim else None
         architecture = config.architecture
@@ -226,7 +211,7 @@ class UNet(Tapped):
         return self.tap("emb_silu", mp_silu(emb))
 
 
-def _labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
+def one_hot_labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
     """Labels as the U-Net wants them: none for an unconditional network, zeros [1, label_dim] for None.
 
     Raises: ValueError for anything but one-hot vectors; class numbers would be taken for one where N = label_dim.
@@ -284,88 +269,9 @@ class Precond(Tapped):
         c_noise = self.tap("c_noise", Twofold(log_sigma.hi / 4, log_sigma.lo / 4))
         scaled = self.tap("scaled_input", (c_in * x).astype(self.dtype))
 
-        labels = _labels(self.config, class_labels, full)
+        labels = one_hot_labels(self.config, class_labels, full)
         raw = self.unet(scaled, c_noise, labels, train)
         denoised = self.tap("denoised", c_skip * x + c_out * raw.astype(full))
         if self.is_initializing() or return_logvar:
             logvar = self.logvar_linear(self.logvar_fourier_t(c_noise)).reshape(-1, 1, 1, 1)
         return (denoised, logvar) if return_logvar else denoised
-
-
-class PrecondUNet(nn.Module):
-    """The flow-map network of nmboffi/jax-edm2, with its constructor arguments and call signature.
-
-    Output sigma_data F(xs / sigma_data, ts, labels): no skip connection, and `ts` enters the embedding as it is.
-    Unlike there, labels may be None, `calc_weight` gives one logvar per sample, filters longer than two taps
-    upsample as PyTorch does, and `use_fourier` and `fourier_bandwidth` may be left out. The variables of a
-    converted snapshot fit with unet_kwargs={"use_fourier": True, ...}.
-    """
-
-    img_resolution: int
-    img_channels: int
-    label_dim: int
-    sigma_data: float = 0.5
-    logvar_channels: int = 128
-    use_bfloat16: bool = False
-    unet_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        object.__setattr__(self, "unet_kwargs", _frozen(self.unet_kwargs))  # hashable, as static arguments must be
-        super().__post_init__()
-
-    @property
-    def config(self) -> EDM2Config:
-        """The same network's configuration, without the choice of embedding."""
-        kwargs = dict(self.unet_kwargs)
-        for name in ("use_fourier", "fourier_bandwidth"):
-            kwargs.pop(name, None)
-        kwargs.update(kwargs.pop("block_kwargs", {}))
-        return EDM2Config(
-            self.img_resolution,
-            self.img_channels,
-            self.label_dim,
-            sigma_data=self.sigma_data,
-            logvar_channels=self.logvar_channels,
-            **kwargs,
-        )
-
-    def setup(self):
-        fourier = self.unet_kwargs.get("use_fourier", False)
-        bandwidth = self.unet_kwargs.get("fourier_bandwidth", 1.0)
-        channels = self.logvar_channels
-        self.unet = UNet(self.config, fourier, bandwidth)
-        self.logvar_fourier_t = MPFourier(channels, bandwidth) if fourier else MPPositional(channels)
-        self.logvar_linear = MPConv(channels, 1)
-
-    def __call__(
-        self,
-        ts: Array,
-        xs: Array,
-        class_labels: Array | None = None,
-        train: bool = False,
-        calc_weight: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """ts, scalar or [N]; xs [N, C, H, W]; class_labels [N, label_dim] or None.
-
-        Returns [N, C, H, W], or that and logvar [N, 1, 1, 1] with calc_weight, in float32.
-        """
-        ts = jnp.asarray(ts, jnp.float32).reshape(-1)
-        xs = jnp.asarray(xs, jnp.float32)
-        labels = _labels(self.config, class_labels, jnp.float32)
-        dtype = jnp.bfloat16 if self.use_bfloat16 else jnp.float32
-        raw = self.unet((xs / self.sigma_data).astype(dtype), ts, labels, train)
-        output = self.sigma_data * raw.astype(jnp.float32)
-        if self.is_initializing() or calc_weight:
-            logvar = self.calc_weight(ts)
-        return (output, logvar) if calc_weight else output
-
-    def calc_weight(self, ts: Array) -> Array:
-        """Uncertainty logvar [N, 1, 1, 1] at ts, scalar or [N]."""
-        ts = jnp.asarray(ts, jnp.float32).reshape(-1)
-        return self.logvar_linear(self.logvar_fourier_t(Twofold.of(ts))).reshape(-1, 1, 1, 1)
-
-
-def _frozen(value):
-    if isinstance(value, Mapping):
-        return FrozenDict({key: _frozen(v) for key, v in value.items()})
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
