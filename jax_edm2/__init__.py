@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from jax_edm2.generation import Generator
     from jax_edm2.network import Precond, UNet
     from jax_edm2.record import Record
-    from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+    from jax_edm2.sampling import dpmpp_2m, euler, guided, heun, heun_states, sample
+    from jax_edm2.settings import Churn, Settings, noise_levels
     from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
     from jax_edm2.training import denoising_loss, project_to_sphere
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CheckpointError": "tensors",
-    "Churn": "sampling",
+    "Churn": "settings",
     "ConfigError": "config",
     "EDM2Config": "config",
     "Generator": "generation",
     "Precond": "network",
     "PrecondUNet": "bridges.nmboffi",
     "Record": "record",
-    "Settings": "sampling",
+    "Settings": "settings",
     "TorchCPU": "torch_random",
     "TorchCUDA": "torch_random",
     "UNet": "network",
@@ -53,7 +54,7 @@ _HOME = {
     "load": "checkpoint",
     "load_vae": "vae",
     "make_decoder": "decoding",
-    "noise_levels": "sampling",
+    "noise_levels": "settings",
     "nvlabs_gains": "folding",
     "posthoc_coefficients": "ema",
     "power_function_exponent": "ema",

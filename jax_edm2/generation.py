@@ -15,7 +15,8 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.decoding import Decode
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
-from jax_edm2.sampling import DEFAULT, Network, Settings, trajectory, used_guide
+from jax_edm2.sampling import DEFAULT, Network, trajectory, used_guide
+from jax_edm2.settings import Settings
 from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
 
 AXIS = "data"

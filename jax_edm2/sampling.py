@@ -4,13 +4,12 @@
 
 A sampler is a function of (denoise, noise, sigmas), where denoise(x, sigma) -> D takes x [N, C, H, W] and one noise
 level. It evaluates the denoiser in one place, within `lax.scan`: a trajectory of any length compiles the network once.
-Numbers of the schedule are worked out in float64, before anything is traced.
+Numbers of every step are worked out in float64, before anything is traced.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -21,53 +20,10 @@ from jax import lax
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.ops import wide
+from jax_edm2.settings import NO_CHURN, SAMPLERS, Churn, Settings
 
 Denoise = Callable[[jax.Array, Any], jax.Array]
 Network = tuple[Precond, Any]  # and its variables
-
-
-def noise_levels(
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    dtype: type[np.floating] = np.float64,
-) -> list[float]:
-    """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, length num_steps + 1 (Eq. 5 of arXiv 2206.00364).
-
-    dtype: that it is worked out in. NVlabs' generate_images.py uses float32, where sigma_0 is 79.999985.
-    """
-    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    ramp = np.arange(num_steps, dtype=dtype) / dtype(max(num_steps - 1, 1))
-    root = dtype(hi) + ramp * dtype(lo - hi)
-    return [*(root.astype(np.float64) ** rho).astype(dtype).tolist(), 0.0]
-
-
-@dataclass(frozen=True)
-class Churn:
-    """Noise that is added again along the way (Algorithm 2 of arXiv 2206.00364); none for S_churn 0."""
-
-    S_churn: float = 0.0
-    S_min: float = 0.0  # lowest and highest noise level where it is added, both inclusive
-    S_max: float = math.inf
-    S_noise: float = 1.0
-
-    def raised(self, sigmas: Sequence[float]) -> list[float]:
-        """The noise level that every step of a schedule starts from: its own, or a higher one."""
-        gamma = min(self.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-        return [s + gamma * s if self._at(s) else s for s in sigmas[:-1]]
-
-    def draws(self, sigmas: Sequence[float]) -> int:
-        """How many steps of a schedule add noise."""
-        return sum(map(self._at, sigmas[:-1]))
-
-    def _at(self, sigma: float) -> bool:
-        # In float32, as in NVlabs' code: a bound may be one of the levels.
-        low, level, high = map(np.float32, (self.S_min, sigma, self.S_max))
-        return self.S_churn > 0 and bool(low <= level <= high)
-
-
-NO_CHURN = Churn()
 
 
 class _Evaluation(NamedTuple):
@@ -217,67 +173,8 @@ def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[floa
     return guided_denoise
 
 
-SAMPLERS: dict[str, Callable[..., jax.Array]] = {"heun": heun, "euler": euler, "dpmpp-2m": dpmpp_2m}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to sample. The defaults are those of the published results, without guidance.
-
-    Raises: ValueError for values that make no sense.
-    """
-
-    sampler: str = "heun"  # one of SAMPLERS
-    num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    guidance: float = 1.0  # weight of the guided denoiser; 1 is no guidance
-    interval: tuple[float, float] = (0.0, math.inf)  # noise levels (lo, hi] where there is guidance
-    churn: Churn = NO_CHURN
-
-    def __post_init__(self):
-        lo, hi = self.interval
-        object.__setattr__(self, "interval", (lo, hi))  # hashable, whatever it was
-        for wrong, why in (
-            (self.sampler not in SAMPLERS, f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}"),
-            (self.num_steps < 1, f"num_steps must be at least 1, not {self.num_steps}"),
-            (
-                not 0 < self.sigma_min <= self.sigma_max < math.inf,
-                f"noise levels must be 0 < sigma_min <= sigma_max, not {self.sigma_min:g} and {self.sigma_max:g}",
-            ),
-            (not 0 < self.rho < math.inf, f"rho must be positive, not {self.rho:g}"),
-            (not math.isfinite(self.guidance), f"guidance must be finite, not {self.guidance:g}"),
-            (not 0 <= lo < hi, f"the guidance interval must be 0 <= lo < hi, not {lo:g} and {hi:g}"),
-            (not 0 <= self.churn.S_churn < math.inf, f"S_churn must be 0 or more, not {self.churn.S_churn:g}"),
-            (not math.isfinite(self.churn.S_noise), f"S_noise must be finite, not {self.churn.S_noise:g}"),
-            (
-                self.churn.S_churn > 0 and self.sampler == "dpmpp-2m",
-                "churn is for the samplers heun and euler: dpmpp-2m is deterministic",
-            ),
-        ):
-            if wrong:
-                raise ValueError(why)
-        try:
-            with np.errstate(over="ignore"):
-                levels = self.sigmas[:-1]
-        except OverflowError:
-            levels = [math.inf]
-        if not all(0 < level < math.inf for level in levels):
-            raise ValueError("the schedule's noise levels are beyond float32: choose others, or another rho")
-
-    @property
-    def sigmas(self) -> list[float]:
-        """The noise levels, from sigma_max to 0, as NVlabs' code has them."""
-        return noise_levels(self.num_steps, self.sigma_min, self.sigma_max, self.rho, np.float32)
-
-    @property
-    def churn_draws(self) -> int:
-        """How many noises the trajectory takes beside the first."""
-        return self.churn.draws(self.sigmas)
-
-
 DEFAULT = Settings()
+_METHODS: dict[str, Callable[..., jax.Array]] = dict(zip(SAMPLERS, (heun, euler, dpmpp_2m), strict=True))
 
 
 def sample(
@@ -339,7 +236,7 @@ def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variabl
         denoise = guided(denoise, denoiser(guide, variables[1]), settings.guidance, settings.interval)
     full = wide(net.dtype)
     extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))
-    return SAMPLERS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
+    return _METHODS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
 
 
 _sample = jax.jit(trajectory, static_argnums=(0, 1))

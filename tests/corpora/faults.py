@@ -176,7 +176,7 @@ CHECKPOINT = [
 
 # In the network: (file, old, new); `old` must occur in the file, and only its first occurrence is replaced
 
-OPS, NET, TWO, TRAIN, EMA, SAMPLE = "ops", "network", "twofold", "training", "ema", "sampling"
+OPS, NET, TWO, TRAIN, EMA, SAMPLE, LEVELS = "ops", "network", "twofold", "training", "ema", "sampling", "settings"
 CONVOLVE = 'return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")'
 NETWORK = [
     Fault("eps 1e-6", EMBEDDING, "emb_noise", (OPS, "eps: float = 1e-4", "eps: float = 1e-6")),
@@ -290,8 +290,8 @@ BEYOND = [
     Fault("clipping without a gradient", "gradients", "", (NET, "x = jnp.clip(x,", "x = x - jax.lax.stop_gradient(x) * 0.5 - 0.5 * x + jnp.clip(jax.lax.stop_gradient(x),")),
     Fault("Euler for Heun", "trajectory", "", (SAMPLE, "(state.slope + slope) / 2, slope)", "state.slope, slope)")),
     Fault("corrector's slope at the old noise level", "trajectory", "", (SAMPLE, "rows.append((end, end - start, 1,", "rows.append((start, end - start, 1,")),
-    Fault("schedule with rho 6", "trajectory", "", (SAMPLE, "rho: float = 7.0", "rho: float = 6.0")),
-    Fault("schedule ends at sigma_min", "trajectory", "", (SAMPLE, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
+    Fault("schedule with rho 6", "trajectory", "", (LEVELS, "rho: float = 7.0", "rho: float = 6.0")),
+    Fault("schedule ends at sigma_min", "trajectory", "", (LEVELS, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
 ]  # fmt: skip
 FAULTS = CHECKPOINT + NETWORK + BEYOND
 

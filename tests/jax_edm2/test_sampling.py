@@ -13,7 +13,8 @@ import torch_ref.sampling
 from converter.snapshot import read_snapshot
 from golden.digits import load_network
 from jax_edm2.generation import Draw
-from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+from jax_edm2.sampling import dpmpp_2m, euler, guided, heun, heun_states, sample
+from jax_edm2.settings import Churn, Settings, noise_levels
 from tests.support.samples import OPTIONS, with_jax, with_torch
 from torch_ref.network import Precond
 
