@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jax_edm2.generation import Generator
     from jax_edm2.network import Precond, UNet
     from jax_edm2.record import Record
-    from jax_edm2.sampling import dpmpp_2m, euler, guided, heun, heun_states, sample
+    from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
     from jax_edm2.settings import Churn, Settings, noise_levels
     from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
@@ -43,6 +43,7 @@ _HOME = {
     "UNet": "network",
     "VAEDecoder": "vae",
     "VAEError": "vae",
+    "denoiser": "sampling",
     "denoising_loss": "training",
     "dpmpp_2m": "sampling",
     "euler": "sampling",

@@ -115,7 +115,7 @@ class Generator:
         if class_idx is not None and not 0 <= class_idx < label_dim:
             known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
             raise ValueError(f"class {class_idx} is out of range: the network has {known}")
-        guide = used_guide(net, guide, settings)
+        guide = used_guide(net, guide, settings.guidance)
         self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
         self.devices = list(devices or jax.local_devices())
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)

@@ -3,8 +3,9 @@
     images = sample(net, variables, noise, labels, guide=(guide_net, guide_variables), settings=Settings(guidance=1.9))
 
 A sampler is a function of (denoise, noise, sigmas), where denoise(x, sigma) -> D takes x [N, C, H, W] and one noise
-level. It evaluates the denoiser in one place, within `lax.scan`: a trajectory of any length compiles the network once.
-Numbers of every step are worked out in float64, before anything is traced.
+level: what `denoiser` makes of a network, or any other. It evaluates the denoiser in one place, within `lax.scan`: a
+trajectory of any length compiles the network once. Numbers of every step are worked out in float64, before anything is
+traced.
 """
 
 import itertools
@@ -173,6 +174,50 @@ def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[floa
     return guided_denoise
 
 
+def denoiser(
+    net: Precond,
+    variables: Any,
+    labels: jax.Array | None = None,
+    *,
+    guide: Network | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, math.inf),
+) -> Denoise:
+    """What the samplers take: denoise(x, sigma) -> D of a network, guided by another if `guidance` is not 1.
+
+    D_w(x; sigma, c) = w D(x; sigma, c) + (1 - w) D_guide(x; sigma, c) (Eq. 3 of arXiv 2406.02507), with w `guidance`
+    where lo < sigma <= hi of the `interval` (arXiv 2404.07724), and 1 elsewhere.
+
+    denoise takes x [N, C, H, W] and sigma > 0, one noise level for all images (without an interval also [N]). It gives
+    [N, C, H, W] in float32. labels: one-hot [N, label_dim] or None, for both networks; a guide that has no labels is
+    asked without. guide: another network and its variables, needed unless `guidance` is 1. Networks are taken as they
+    are: see `fold` for faster ones.
+    Raises: ValueError if the guide is missing, denoises images of another shape, or has other labels.
+    """
+    guide = used_guide(net, guide, guidance)
+
+    def of(net: Precond, variables: Any) -> Denoise:
+        return lambda x, sigma: net.apply(variables, x, sigma, labels)
+
+    return of(net, variables) if guide is None else guided(of(net, variables), of(*guide), guidance, interval)
+
+
+def used_guide(net: Precond, guide: Network | None, guidance: float) -> Network | None:
+    """The guide, or None where there is no guidance.
+
+    Raises: ValueError if it is missing, denoises images of another shape, or has other labels.
+    """
+    if guidance == 1:
+        return None
+    if guide is None:
+        raise ValueError(f"guidance {guidance:g} needs a guide")
+    for field in ("img_channels", "img_resolution", "label_dim"):
+        ours, theirs = getattr(net.config, field), getattr(guide[0].config, field)
+        if ours != theirs and (field, theirs) != ("label_dim", 0):
+            raise ValueError(f"the guide has {field} {theirs}, and the network {ours}")
+    return guide
+
+
 DEFAULT = Settings()
 _METHODS: dict[str, Callable[..., jax.Array]] = dict(zip(SAMPLERS, (heun, euler, dpmpp_2m), strict=True))
 
@@ -203,37 +248,18 @@ def sample(
     wanted, found = (settings.churn_draws, *given), (0, *given) if churn_noise is None else jnp.shape(churn_noise)
     if wanted != found:
         raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
-    guide = used_guide(net, guide, settings)
+    guide = used_guide(net, guide, settings.guidance)
     nets, both = zip(fold(net, variables), fold(*guide) if guide else (None, None), strict=True)
     return _sample(nets, settings, both, noise, labels, churn_noise)
-
-
-def used_guide(net: Precond, guide: Network | None, settings: Settings) -> Network | None:
-    """The guide, or None where there is no guidance.
-
-    Raises: ValueError if it is missing, denoises images of another shape, or has other labels.
-    """
-    if settings.guidance == 1:
-        return None
-    if guide is None:
-        raise ValueError(f"guidance {settings.guidance:g} needs a guide")
-    for field in ("img_channels", "img_resolution", "label_dim"):
-        ours, theirs = getattr(net.config, field), getattr(guide[0].config, field)
-        if ours != theirs and (field, theirs) != ("label_dim", 0):
-            raise ValueError(f"the guide has {field} {theirs}, and the network {ours}")
-    return guide
 
 
 def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variables, noise, labels, churn_noise):
     """`sample`, to be compiled, of folded networks. variables: of both; the guide is None where there is none."""
     net, guide = nets
-
-    def denoiser(net, variables) -> Denoise:
-        return lambda x, sigma: net.apply(variables, x, sigma, labels)
-
-    denoise = denoiser(net, variables[0])
-    if guide is not None:
-        denoise = guided(denoise, denoiser(guide, variables[1]), settings.guidance, settings.interval)
+    denoise = denoiser(
+        net, variables[0], labels, guide=None if guide is None else (guide, variables[1]), guidance=settings.guidance,
+        interval=settings.interval,
+    )  # fmt: skip
     full = wide(net.dtype)
     extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))
     return _METHODS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
