@@ -10,7 +10,7 @@ Embeddings, norms, weights and preconditioning are float32 (float64 for float64)
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,11 +19,11 @@ from jax import lax
 
 from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
-from jax_edm2.ops import convolve, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+from jax_edm2.layout import Folded, Layout
+from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, wide
 from jax_edm2.twofold import Twofold
 
 Array = jax.Array
-Folded = Literal["", "direct", "winograd"]  # weights as stored, or what `folding.fold` makes of them
 
 
 class Tapped(nn.Module):
@@ -46,26 +46,19 @@ class MPConv(nn.Module):
     folded: Folded = ""
 
     def setup(self):
-        shape = (self.out_channels, self.in_channels, *self.kernel)
-        self.by_winograd = self.folded == "winograd" and winograd.serves(shape)
-        if self.by_winograd:
-            shape = (winograd.PRODUCTS, self.in_channels, self.out_channels)
-        elif self.folded and self.kernel:
-            shape = (*self.kernel, self.in_channels, self.out_channels)
-        self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), shape)
+        self.layout = Layout.of((self.out_channels, self.in_channels, *self.kernel), self.folded)
+        self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), self.layout.shape)
 
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
         w = self.weight
         if not self.folded:
-            w = w.astype(wide(x.dtype))
-            scale = 1 / math.sqrt(w[0].size)
-            w = normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
+            w = effective_weight(w.astype(wide(x.dtype)), gain)
         w = w.astype(x.dtype)
-        if not self.kernel:
+        if self.layout.kind == "OI":
             return x @ w.T
-        if self.by_winograd:
+        if self.layout.kind == "winograd":
             return winograd.convolve(x, w)
-        return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")
+        return convolve(x, w, self.kernel[0] // 2, self.layout.kind)
 
 
 class MPFourier(nn.Module):
