@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2.config import EDM2Config, expected_tree
+from jax_edm2.dtypes import DTYPES, not_finite
 from jax_edm2.messages import listing, printable
 from jax_edm2.orbax_checkpoint import OrbaxCheckpoint, write_orbax
 from jax_edm2.record import Record, RecordError
 from jax_edm2.safetensors_checkpoint import SafetensorsCheckpoint, write_safetensors
-from jax_edm2.safetensors_format import DTYPES, FormatError
-from jax_edm2.tensors import CheckpointError, Digest, Tensor, check_digest, not_finite
+from jax_edm2.safetensors_format import FormatError
+from jax_edm2.tensors import CheckpointError, Digest, Tensor, check_digest
 
 if TYPE_CHECKING:
     import jax

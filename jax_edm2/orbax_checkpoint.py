@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2 import strict_json
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.messages import printable
 from jax_edm2.record import KEY, Record, tensors_digest
-from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, numpy_dtype, refuse_to_lose, stored_dtype
+from jax_edm2.tensors import CheckpointError, Digest, Tensor, refuse_to_lose, stored_dtype
 
 if TYPE_CHECKING:
     import jax
@@ -49,8 +50,8 @@ class OrbaxCheckpoint:
             self.dtypes = {name: str(leaf.dtype) for name, leaf in self._leaves.items()}
             text: Any = metadata.custom_metadata[KEY]
         for name, dtype in self.dtypes.items():
-            if dtype not in ITEM_SIZES:
-                known = ", ".join(ITEM_SIZES)
+            if dtype not in DTYPES:
+                known = ", ".join(DTYPES)
                 raise CheckpointError(f"{path}: {printable(name[:200])} is {dtype}; weights are {known}")
         self.record = Record.from_json(text)
 
@@ -64,7 +65,7 @@ class OrbaxCheckpoint:
         from flax.traverse_util import flatten_dict, unflatten_dict
 
         tree = {
-            name: jax.ShapeDtypeStruct(shape, numpy_dtype(self.dtypes[name]), sharding=sharding)
+            name: jax.ShapeDtypeStruct(shape, DTYPES[self.dtypes[name]].numpy, sharding=sharding)
             for name, shape in self.shapes.items()
         }
         with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
@@ -192,7 +193,7 @@ def _write(
 def _from_bytes(data: bytes, tensor: Tensor) -> "np.ndarray":
     import numpy as np
 
-    return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+    return np.frombuffer(data, DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
 
 
 def orbax():

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from jax_edm2 import __version__, strict_json
 from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
 from jax_edm2.settings import Settings
 
@@ -233,7 +234,7 @@ class _Texts:
 
 
 _HASH = _Text(64, "[0-9a-f]{64}", what="64 hexadecimal digits")
-_DTYPES = "float16|float32|float64|bfloat16"
+_DTYPES = "|".join(DTYPES)
 _RULES: dict[type, dict[str, Any]] = {
     Source: {
         "name": _Text(4096),

@@ -14,11 +14,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.messages import printable
 from jax_edm2.record import KEY, Record, tensors_digest
-from jax_edm2.safetensors_format import DTYPES, NAMES, File
-from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, refuse_to_lose, stored_dtype
+from jax_edm2.safetensors_format import CODES, File
+from jax_edm2.tensors import CheckpointError, Digest, Tensor, refuse_to_lose, stored_dtype
 
 if TYPE_CHECKING:
     import jax
@@ -36,8 +37,8 @@ class SafetensorsCheckpoint:
         self.path, self._file = path, File(path)
         try:
             for name, entry in self._file.entries.items():
-                if entry.dtype not in NAMES:
-                    known = ", ".join(NAMES)
+                if entry.dtype not in CODES:
+                    known = ", ".join(CODES)
                     raise CheckpointError(f"{path}: {printable(name[:200])} is {entry.dtype}; weights are {known}")
             self.record = Record.from_json(self._file.metadata.get(KEY, "null"))
         except BaseException:
@@ -90,7 +91,7 @@ def write_safetensors(
 def _write(path: Path, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]) -> Record:
     """`write_safetensors`, where there is no file yet. record: all but the digest."""
     # The largest items first, so that every tensor is aligned; then by name.
-    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].size, name))
     header, offsets = _write_header(tensors, order, dataclasses.replace(record, digest=tensors_digest({})))
     with open(path, "wb") as file:
 
@@ -126,8 +127,8 @@ def _write_header(
     offset = 0
     for name in order:
         offsets[name], end = offset, offset + tensors[name].nbytes
-        dtype = DTYPES[tensors[name].dtype]
-        entries[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
+        code = DTYPES[tensors[name].dtype].code
+        entries[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     size = -(-(len(text) + ROOM) // 8) * 8 if length is None else length - 8

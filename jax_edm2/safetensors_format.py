@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from jax_edm2 import strict_json
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
-from jax_edm2.tensors import numpy_dtype
 
 if TYPE_CHECKING:
     import numpy as np
 
-DTYPES = {"float16": "F16", "float32": "F32", "bfloat16": "BF16", "float64": "F64"}
-NAMES = {code: name for name, code in DTYPES.items()}
-SIZES = {  # bytes
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+CODES = {dtype.code: dtype for dtype in DTYPES.values()}  # of what weights may be
+SIZES = {  # bytes, of everything that the format knows
+    **{code: dtype.size for code, dtype in CODES.items()},
+    **dict.fromkeys(("I64", "U64", "C64"), 8),
+    **dict.fromkeys(("I32", "U32"), 4),
+    **dict.fromkeys(("I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
 }
 MOST_HEADER = 4 * 2**20  # bytes; XXL's has 40,000
@@ -71,7 +71,7 @@ class File:
             raise
 
     def array(self, name: str) -> "np.ndarray":
-        """A tensor that is of one of DTYPES. Raises: FormatError.
+        """A tensor whose dtype is one of CODES. Raises: FormatError.
 
         Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
         """
@@ -81,7 +81,7 @@ class File:
         count = math.prod(entry.shape)
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(entry.offset)
-            array = np.fromfile(file, numpy_dtype(NAMES[entry.dtype]), count)
+            array = np.fromfile(file, CODES[entry.dtype].numpy, count)
         if array.size < count:
             raise FormatError(_SHORTER.format(name=name))
         return array.reshape(entry.shape)
@@ -115,7 +115,7 @@ class File:
                 raise FormatError(_SHORTER.format(name=name))
             sha.update(view[done : done + count])
             done += count
-        return name, data.view(numpy_dtype(NAMES[entry.dtype])).reshape(entry.shape), sha.hexdigest()
+        return name, data.view(CODES[entry.dtype].numpy).reshape(entry.shape), sha.hexdigest()
 
     def close(self):
         os.close(self._descriptor)

@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.record import DIGEST, Record, tensors_digest
 
 if TYPE_CHECKING:
     import numpy as np
-
-ITEM_SIZES = {"float16": 2, "float32": 4, "bfloat16": 2, "float64": 8}
-EXPONENTS = {
-    "float16": 0x7C00,
-    "float32": 0x7F80_0000,
-    "bfloat16": 0x7F80,
-    "float64": 0x7FF0_0000_0000_0000,
-}  # all ones
 
 
 class CheckpointError(ValueError):
@@ -32,43 +25,18 @@ class Tensor:
     A piece may be a view that is valid only until the next is asked for.
     """
 
-    dtype: str  # numpy's name: float16, float32, bfloat16, float64
+    dtype: str  # one of DTYPES
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes | memoryview]]
 
     @property
     def nbytes(self) -> int:
-        return ITEM_SIZES[self.dtype] * math.prod(self.shape)
+        return DTYPES[self.dtype].size * math.prod(self.shape)
 
 
 def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
     """The dtype of all tensors, or several joined by '+'."""
     return "+".join(sorted({tensor.dtype for tensor in tensors.values()}))
-
-
-def numpy_dtype(name: str) -> "np.dtype":
-    import numpy as np
-
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
-
-
-def not_finite(array: "np.ndarray") -> int:
-    """How many values are NaN or infinite."""
-    return not_finite_bits(array.reshape(-1).view(f"u{array.itemsize}"), str(array.dtype))
-
-
-def not_finite_bits(bits: "np.ndarray", dtype: str) -> int:
-    """Likewise, of values of `dtype` given as unsigned integers [N]: those whose exponent has all of its bits set."""
-    size = 8 * ITEM_SIZES[dtype]
-    exponent = EXPONENTS[dtype]
-    # The largest of all values, and of those without a sign: no copy is made of what is sound.
-    if not bits.size or (bits.max() < exponent | 1 << size - 1 and bits.view(f"i{size // 8}").max() < exponent):
-        return 0
-    return int(((bits & bits.dtype.type(exponent)) == exponent).sum())
 
 
 class Digest:

@@ -17,7 +17,7 @@ from jax import lax
 from jax_edm2 import strict_json
 from jax_edm2.messages import brief, listing, printable
 from jax_edm2.ops import convolve
-from jax_edm2.safetensors_format import NAMES, File, FormatError
+from jax_edm2.safetensors_format import CODES, File, FormatError
 
 NORM_EPS = 1e-6
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # what diffusers calls the files of a VAE
@@ -201,8 +201,8 @@ def _problems(file: File, stored: Mapping[str, str], tensors: Mapping[str, tuple
             problems.append(f"- {name} {list(shape)} is missing")
         elif entry.shape != shape:
             problems.append(f"! {name} is {list(entry.shape)}, should be {list(shape)}")
-        elif entry.dtype not in NAMES:
-            problems.append(f"! {name} is {entry.dtype}, should be one of {', '.join(NAMES)}")
+        elif entry.dtype not in CODES:
+            problems.append(f"! {name} is {entry.dtype}, should be one of {', '.join(CODES)}")
     unknown = sorted(name for name in file.entries.keys() - {*stored.values()} if name.startswith(_DECODER))
     return problems + [f"+ {printable(name[:200])} is not part of it" for name in unknown]
 

@@ -23,8 +23,8 @@ from converter.errors import ConverterError
 from converter.networks import LoadedNetwork, is_checkpoint, load_network
 from jax_edm2 import __version__, strict_json
 from jax_edm2.checkpoint import read_record
+from jax_edm2.dtypes import not_finite
 from jax_edm2.settings import SAMPLERS, Churn, Settings
-from jax_edm2.tensors import not_finite
 
 if TYPE_CHECKING:
     from converter.pictures import Folder
