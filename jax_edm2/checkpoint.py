@@ -44,7 +44,10 @@ WRITERS = {"safetensors": write_safetensors, "orbax": write_orbax}
 
 
 def read_record(path: str | os.PathLike) -> Record:
-    """The metadata record of a checkpoint. Raises: CheckpointError."""
+    """The metadata record of a checkpoint: a safetensors file or an orbax folder, whose tensors are not read.
+
+    Raises: CheckpointError if the checkpoint is missing or broken.
+    """
     with _open(Path(path)) as stored:
         return stored.record
 
@@ -59,10 +62,11 @@ def load(
 ) -> "tuple[Precond, dict]":
     """A converted network and its variables: D = net.apply(variables, x, sigma, class_labels).
 
+    The variables are a plain tree of the collections `params` and `constants`, whose shapes `expected_tree` gives.
     dtype: of the variables; as stored by default. compute_dtype: of the network's activations; float32 by default.
     sharding: where every variable goes, one tensor at a time; to the default device by default. check: hold the
     tensors, while they are read, to the digest in the record. Values that are NaN or infinite are not refused.
-    Raises: CheckpointError.
+    Raises: CheckpointError if the checkpoint is missing, broken or altered, or does not hold the network of its record.
     """
     import jax
     import jax.numpy as jnp
@@ -97,8 +101,11 @@ def save(
 ) -> Record:
     """Write a checkpoint: a safetensors file if `path` ends in .safetensors, else an orbax folder.
 
+    net, variables: as `load` gives them, in any dtype of DTYPES; a folded network cannot be saved.
     record: what else to say of it (`read_record` of the checkpoint that was fine-tuned, say). Its config must be net's.
-    Raises: CheckpointError; FileExistsError unless `overwrite`; OSError.
+    Returns what was written: `record` with the dtype, the digest and the count of values that are not finite.
+    Raises: CheckpointError if these are not the network's variables, or something would be lost; FileExistsError
+    unless `overwrite`; OSError.
     """
     import numpy as np
     from flax.traverse_util import flatten_dict

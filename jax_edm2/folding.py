@@ -22,7 +22,8 @@ def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Pre
     [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded variables are for inference: they
     can be neither trained nor saved, and folding them again changes nothing.
 
-    platform: cpu, gpu or tpu, where the network will run; by default where the variables are.
+    variables: as `load` gives them, in any dtype; or folded already. platform: cpu, gpu or tpu, where the network will
+    run; by default where the variables are.
     """
     if net.folded:
         return net, variables

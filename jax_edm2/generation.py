@@ -91,8 +91,9 @@ class Batch:
 
 
 class Generator:
-    """A network made ready on a set of devices: generator(seeds) yields batches.
+    """A network made ready on a set of devices: generator(seeds) yields batches, of `seeds` in their order.
 
+    A seed is any integer; what is drawn from it depends on `rng` alone, not on what is computed beside it.
     Raises: ValueError if the guide or the decoder does not fit, the guide is missing, or the class is out of range.
     """
 
@@ -108,7 +109,10 @@ class Generator:
         decoder: tuple[Decode, Any] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """guide: as for `sample`. rng: one of RNGS. decoder: of `make_decoder`. devices: by default all local ones."""
+        """guide, settings: as for `sample`. rng: one of RNGS. class_idx: of every image; None draws one for each.
+
+        decoder: of `make_decoder`; None gives no pictures. devices: by default all local ones.
+        """
         if rng not in RNGS:
             raise ValueError(f"rng must be one of {', '.join(RNGS)}, not {rng!r}")
         label_dim = net.config.label_dim
@@ -146,7 +150,10 @@ class Generator:
         return -(-count // (batches * devices)) if count else 0
 
     def __call__(self, seeds: Sequence[int], batch: int = 32) -> Iterator[Batch]:
-        """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded."""
+        """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded.
+
+        Raises: ValueError if `batch` is less than 1.
+        """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         seeds = [int(seed) for seed in seeds]

@@ -37,6 +37,8 @@ class Tapped(nn.Module):
 class MPConv(nn.Module):
     """Convolution [out, in, kh, kw], or linear layer [out, in] for kernel=(), with normalised weights (Eq. 47).
 
+    x [N, H, W, in], or [N, in], becomes [N, H, W, out], or [N, out], in its dtype; gain () multiplies that, and is
+    already in weights that are folded. kernel: height and width, odd.
     Training must keep the stored weights normalised itself (Eq. 66): see `project_to_sphere`.
     """
 
@@ -84,7 +86,10 @@ class MPFourier(nn.Module):
 
 
 class Block(Tapped):
-    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, H, W, Cin], emb [N or 1, Cemb]."""
+    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, H, W, Cin], emb [N or 1, Cemb].
+
+    Gives [N, H', W', Cout] in x's dtype, with H' and W' half, twice or the same, as the spec says.
+    """
 
     spec: BlockSpec
     config: EDM2Config
@@ -147,10 +152,11 @@ class Block(Tapped):
 
 
 class UNet(Tapped):
-    """The EDM2 U-Net (Fig. 21).
+    """The EDM2 U-Net (Fig. 21): the raw network F(x; c_noise, labels) that `Precond` makes a denoiser of.
 
-    x [N, C, H, W] in any dtype, which is that of the result; noise_labels [N or 1] and class_labels
+    x [N, C, H, W] in any dtype gives F, in the same shape and dtype. noise_labels [N or 1] and class_labels
     [N or 1, label_dim] (ignored if label_dim is 0) in float32; noise_labels may be Twofold.
+    Raises: ValueError if there are no class_labels and label_dim is not 0.
 
     features: the module that turns a noise label into so many features, [N] -> [N, channels]; MPFourier for None.
     """
@@ -193,6 +199,7 @@ class UNet(Tapped):
         return self.out_conv(x, gain=self.out_gain).transpose(0, 3, 1, 2)
 
     def embed(self, noise_labels: Array | Twofold, class_labels: Array | None) -> Array:
+        """The embedding [N or 1, emb_channels] of noise level and label, in float32."""
         if not isinstance(noise_labels, Twofold):
             noise_labels = Twofold.of(noise_labels)
         emb = self.emb_t_linear(self.emb_t_fourier(noise_labels))
@@ -205,7 +212,7 @@ class UNet(Tapped):
 
 
 def one_hot_labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
-    """Labels as the U-Net wants them: none for an unconditional network, zeros [1, label_dim] for None.
+    """Labels [N, label_dim] as the U-Net wants them: zeros [1, label_dim] for None; None if label_dim is 0.
 
     Raises: ValueError for anything but one-hot vectors; class numbers would be taken for one where N = label_dim.
     """
@@ -225,6 +232,9 @@ class Precond(Tapped):
     """The EDM2 denoiser D(x; sigma, labels) and its uncertainty logvar = u(sigma) (Eq. 21).
 
     D, logvar = net.apply(variables, x, sigma, class_labels, return_logvar=True)
+
+    D = c_skip x + c_out F(c_in x; ln(sigma) / 4, labels), with the c of Table 1 of arXiv 2206.00364. dtype: of the
+    U-Net's activations. folded: what `fold` made of the variables; it alone sets that.
     """
 
     config: EDM2Config
@@ -247,8 +257,10 @@ class Precond(Tapped):
     ) -> Array | tuple[Array, Array]:
         """x [N, C, H, W]; sigma > 0, noise standard deviation, scalar or [N]; class_labels [N, label_dim] or None.
 
+        Labels are one-hot; zeros, and None, are no class. They are not looked at where label_dim is 0.
         Returns D [N, C, H, W], or D and logvar [N, 1, 1, 1] ([1, 1, 1, 1] for a scalar sigma), in float32.
         Dropout is active with train=True and needs rngs={"dropout": key}.
+        Raises: ValueError for labels that are not one-hot [N, label_dim].
         """
         full = wide(self.dtype)
         x = jnp.asarray(x, full)

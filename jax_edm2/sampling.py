@@ -74,10 +74,11 @@ def heun(
     churn: Churn = NO_CHURN,
     churn_noise: jax.Array | None = None,
 ) -> jax.Array:
-    """The second-order sampler (Algorithms 1 and 2 of arXiv 2206.00364): 2 N - 1 evaluations for N steps.
+    """The second-order sampler (Algorithms 1 and 2 of arXiv 2206.00364): [N, C, H, W] after 2 S - 1 evaluations.
 
-    noise: unit noise [N, C, H, W]. churn_noise: unit noise [draws, N, C, H, W] for the `churn.draws(sigmas)` steps
-    that add some.
+    noise: unit noise [N, C, H, W]; computed in its dtype. sigmas: S + 1 noise levels for S steps, falling, the last 0
+    (`noise_levels`). churn_noise: unit noise [draws, N, C, H, W] for the `churn.draws(sigmas)` steps that add some.
+    Raises: ValueError if there is another number of draws.
     """
     return _integrate(denoise, noise, sigmas, churn, churn_noise, order=2)
 
@@ -89,7 +90,7 @@ def euler(
     churn: Churn = NO_CHURN,
     churn_noise: jax.Array | None = None,
 ) -> jax.Array:
-    """As `heun`, without its corrections: N evaluations for N steps. Without churn this is DDIM."""
+    """As `heun`, without its corrections: S evaluations for S steps. Without churn this is DDIM (arXiv 2010.02502)."""
     return _integrate(denoise, noise, sigmas, churn, churn_noise, order=1)
 
 
@@ -106,8 +107,9 @@ def _integrate(denoise, noise, sigmas, churn, churn_noise, order):
 
 
 def heun_states(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> Iterator[jax.Array]:
-    """x at every noise level of the deterministic `heun`, from unit noise times sigmas[0] to the sample.
+    """x [N, C, H, W] at every noise level of the deterministic `heun`, from noise times sigmas[0] to the sample.
 
+    noise, sigmas: as for `heun`.
     A loop in Python: denoise may be anything, and is asked for one evaluation after the other.
     """
     x = _start(noise, sigmas)
@@ -120,9 +122,10 @@ def heun_states(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> 
 
 
 def dpmpp_2m(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> jax.Array:
-    """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095), in the sigma schedule: N evaluations for N steps.
+    """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095), in the sigma schedule: S evaluations for S steps.
 
-    The first step and the last, which ends at 0, are of first order.
+    noise, sigmas: as for `heun`; gives [N, C, H, W] likewise. The first step and the last, which ends at 0, are of
+    first order.
     """
     rows: list[tuple[float, float, float, float]] = []
     before = math.nan
@@ -151,6 +154,7 @@ def _start(noise: jax.Array, sigmas: Sequence[float]) -> jax.Array:
 def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Denoise:
     """D_guide + weight (D - D_guide) where lo < sigma <= hi, and D elsewhere (arXiv 2406.02507 Eq. 3, 2404.07724).
 
+    Both take x [N, C, H, W] and one noise level, and give [N, C, H, W]. weight: finite; 1 gives `denoise` itself.
     Classifier-free guidance, if `guide` is unconditional; autoguidance, if it is a worse version of the network.
     It is not evaluated where it is not needed.
     """
@@ -232,12 +236,13 @@ def sample(
     churn_noise: jax.Array | None = None,
     settings: Settings = DEFAULT,
 ) -> jax.Array:
-    """Images or latents [N, C, H, W] in float32, as one compiled program.
+    """Images from -1 to 1, or latents, [N, C, H, W] in float32, as one compiled program; networks are folded for it.
 
     noise: unit noise [N, C, H, W]. labels: one-hot [N, label_dim] or None (`jax.nn.one_hot`). guide: the guiding
     network and its variables, needed unless settings.guidance is 1; one without labels is asked without.
     churn_noise: unit noise [settings.churn_draws, N, C, H, W], where that is not 0.
-    Raises: ValueError if the guide does not fit, or what it takes is missing.
+    Raises: ValueError if a shape is another, the guide does not fit or is missing, or churn's noise is missing or not
+    wanted.
     """
     config = net.config
     image, given = (config.img_channels, config.img_resolution, config.img_resolution), jnp.shape(noise)

@@ -48,16 +48,16 @@ NO_CHURN = Churn()
 class Settings:
     """How to sample. The defaults are those of the published results, without guidance.
 
-    Raises: ValueError for values that make no sense.
+    Raises: ValueError for values that make no sense, or whose noise levels are beyond float32.
     """
 
     sampler: str = "heun"  # one of SAMPLERS
-    num_steps: int = 32
-    sigma_min: float = 0.002  # lowest and highest noise level, standard deviations
+    num_steps: int = 32  # 1 or more
+    sigma_min: float = 0.002  # lowest and highest noise level, standard deviations: 0 < sigma_min <= sigma_max
     sigma_max: float = 80.0
-    rho: float = 7.0  # exponent of the schedule
-    guidance: float = 1.0  # weight of the guided denoiser; 1 is no guidance
-    interval: tuple[float, float] = (0.0, math.inf)  # noise levels (lo, hi] where there is guidance
+    rho: float = 7.0  # exponent of the schedule, > 0: the larger, the more steps are at low noise
+    guidance: float = 1.0  # w of Eq. 3 of arXiv 2406.02507, finite; 1 is no guidance
+    interval: tuple[float, float] = (0.0, math.inf)  # noise levels (lo, hi] where there is guidance: 0 <= lo < hi
     churn: Churn = NO_CHURN
 
     def __post_init__(self):
@@ -94,7 +94,7 @@ class Settings:
 
     @property
     def sigmas(self) -> list[float]:
-        """The noise levels, from sigma_max to 0, as NVlabs' code has them."""
+        """The noise levels, num_steps + 1 from sigma_max to 0, as NVlabs' code has them: in float32."""
         import numpy as np
 
         return noise_levels(self.num_steps, self.sigma_min, self.sigma_max, self.rho, np.float32)
@@ -114,8 +114,9 @@ def noise_levels(
 ) -> list[float]:
     """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, length num_steps + 1 (Eq. 5 of arXiv 2206.00364).
 
-    dtype: that it is worked out in, float64 by default. NVlabs' generate_images.py uses float32, where sigma_0 is
-    79.999985.
+    num_steps: 1 or more. sigma_min, sigma_max: standard deviations, 0 < sigma_min <= sigma_max. rho: > 0. (`Settings`
+    checks them.) dtype: that it is worked out in, float64 by default. NVlabs' generate_images.py uses float32, where
+    sigma_0 is 79.999985.
     """
     import numpy as np
 

@@ -46,9 +46,11 @@ class Digest:
         self._lines: dict[str, tuple[str, tuple[int, ...], str]] = {}
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], sha256: str):
+        """Of a tensor: its path in the tree, and the sha256 of its little-endian C-ordered bytes, in hexadecimal."""
         self._lines[name] = dtype, shape, sha256
 
     def add_array(self, name: str, array: "np.ndarray"):
+        """Likewise, of an array, whose bytes are hashed here."""
         import numpy as np
 
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

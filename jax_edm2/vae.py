@@ -111,7 +111,8 @@ class VAEDecoder:
     def __call__(self, params: Mapping[str, jax.Array], z: jax.Array) -> jax.Array:
         """Raw latents z [N, 4, h, w] to pictures [N, 3, 8 h, 8 w], by the published VAE from 0 to 1.
 
-        In between the channels are last.
+        Another VAE has latent_channels and out_channels, and `scale` for 8. params: by the names in `config.tensors`,
+        all in the dtype of z, which is that of the pictures. In between the channels are last.
         """
         config = self.config
         conv, norm = partial(_conv, params), partial(_norm, params, config.norm_num_groups)
@@ -167,8 +168,9 @@ def _attention(params, name: str, x: jax.Array) -> jax.Array:
 def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tuple[VAEDecoder, dict[str, jax.Array]]:
     """A VAE's decoder and its tensors, from diffusers' folder or its safetensors file.
 
-    config: its config.json; by default that beside the file, or the published VAE's if there is none.
-    Raises: VAEError.
+    config: its config.json; by default that beside the file, or the published VAE's if there is none. dtype: of the
+    tensors, and of what is computed with them.
+    Raises: VAEError if it is missing, broken, or no AutoencoderKL with plain blocks.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
