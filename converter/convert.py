@@ -15,8 +15,10 @@ from converter.errors import ConverterError
 from converter.finite import count_not_finite, get_ready
 from converter.names import jax_path
 from converter.snapshot import CHUNK, Snapshot
-from jax_edm2.checkpoint import WRITERS, Tensor, stored_dtype
+from jax_edm2 import dtypes
+from jax_edm2.checkpoint import WRITERS
 from jax_edm2.record import Record, RecordError, Sampler, Source, tensors_digest
+from jax_edm2.tensors import Tensor, stored_dtype
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0"
@@ -188,11 +190,9 @@ class SourceHash:
 def _cast(chunk: memoryview, stored: str, wanted: str, name: str) -> memoryview:
     import numpy as np
 
-    if "bfloat16" in (stored, wanted):
-        import ml_dtypes  # noqa: F401  (registers the name with numpy)
-    values = np.frombuffer(chunk, stored)
+    values = np.frombuffer(chunk, dtypes.DTYPES[stored].numpy)
     with np.errstate(over="ignore"):
-        result = values.astype(wanted)
+        result = values.astype(dtypes.DTYPES[wanted].numpy)
     if (np.isfinite(values) & ~np.isfinite(result.astype(np.float32))).any():
         raise ConvertError(f"{name} has values that overflow {wanted}; use --dtype keep or bfloat16")
     return result.view(np.uint8).data

@@ -6,12 +6,9 @@ bytes in 0.4 ms; but importing numpy takes as long as 250 MB of that.
 
 import sys
 
-from jax_edm2.tensors import ITEM_SIZES, not_finite_bits
+from jax_edm2.dtypes import DTYPES, not_finite_bits
 
 NUMPY_PAYS = 256 * 2**20  # bytes
-# The upper byte of a value that may be neither finite nor anything else: with its sign, and all of the exponent in it.
-_SUSPECT = {"float16": [byte for byte in range(256) if byte & 0x7C == 0x7C]}
-_LIKEWISE = [0x7F, 0xFF]
 
 
 def get_ready(nbytes: int):
@@ -26,7 +23,7 @@ def count_not_finite(chunk: bytes | memoryview, dtype: str) -> int:
         return 0
     import numpy as np
 
-    return not_finite_bits(np.frombuffer(chunk, f"<u{ITEM_SIZES[dtype]}"), dtype)
+    return not_finite_bits(np.frombuffer(chunk, f"<u{DTYPES[dtype].size}"), DTYPES[dtype])
 
 
 def _numpy_is_there() -> bool:
@@ -34,6 +31,7 @@ def _numpy_is_there() -> bool:
 
 
 def _suspicious(chunk: bytes | memoryview, dtype: str) -> bool:
-    size = ITEM_SIZES[dtype]
-    upper = bytes(chunk)[size - 1 :: size]
-    return any(byte in upper for byte in _SUSPECT.get(dtype, _LIKEWISE))
+    """Whether the upper byte of a value, with its sign, has all bits of the exponent that are in it set."""
+    size, exponent = DTYPES[dtype].size, DTYPES[dtype].exponent
+    upper, bits = bytes(chunk)[size - 1 :: size], exponent >> 8 * (size - 1)
+    return any(byte in upper for byte in range(256) if byte & bits == bits)

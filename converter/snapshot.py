@@ -19,6 +19,7 @@ from converter.formats.pickle_reader import Instance
 from converter.formats.torch_legacy import TensorRecord
 from converter.modules import ARGUMENTS, VERSION, read_network
 from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
 from jax_edm2.record import Encoder, Loss
 
@@ -73,7 +74,6 @@ class Snapshot:
 
     def read(self, name: str) -> "np.ndarray":
         """A tensor as a new array, C-ordered."""
-        import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
         import numpy as np
 
         record = self.tensors[name]
@@ -81,7 +81,7 @@ class Snapshot:
             data = self.file.read(record.data.offset, record.data.length)
         except PickleError as error:
             raise SnapshotError(f"{self.path}: {error}") from None
-        array = np.frombuffer(bytearray(data), record.dtype)
+        array = np.frombuffer(bytearray(data), DTYPES[record.dtype].numpy)
         stored = array.reshape([record.shape[axis] for axis in record.order])
         return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
 

@@ -12,34 +12,38 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jax_edm2.checkpoint import CheckpointError, load, read_record, save
+    from jax_edm2.bridges.nmboffi import PrecondUNet
+    from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
     from jax_edm2.decoding import make_decoder
     from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
     from jax_edm2.folding import fold, nvlabs_gains
     from jax_edm2.generation import Generator
-    from jax_edm2.network import Precond, PrecondUNet, UNet
+    from jax_edm2.network import Precond, UNet
     from jax_edm2.record import Record
-    from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+    from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
+    from jax_edm2.settings import Churn, Settings, noise_levels
+    from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
     from jax_edm2.training import denoising_loss, project_to_sphere
     from jax_edm2.vae import VAEDecoder, VAEError, load_vae
 
 _HOME = {
-    "CheckpointError": "checkpoint",
-    "Churn": "sampling",
+    "CheckpointError": "tensors",
+    "Churn": "settings",
     "ConfigError": "config",
     "EDM2Config": "config",
     "Generator": "generation",
     "Precond": "network",
-    "PrecondUNet": "network",
+    "PrecondUNet": "bridges.nmboffi",
     "Record": "record",
-    "Settings": "sampling",
+    "Settings": "settings",
     "TorchCPU": "torch_random",
     "TorchCUDA": "torch_random",
     "UNet": "network",
     "VAEDecoder": "vae",
     "VAEError": "vae",
+    "denoiser": "sampling",
     "denoising_loss": "training",
     "dpmpp_2m": "sampling",
     "euler": "sampling",
@@ -51,7 +55,7 @@ _HOME = {
     "load": "checkpoint",
     "load_vae": "vae",
     "make_decoder": "decoding",
-    "noise_levels": "sampling",
+    "noise_levels": "settings",
     "nvlabs_gains": "folding",
     "posthoc_coefficients": "ema",
     "power_function_exponent": "ema",

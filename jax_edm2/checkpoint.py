@@ -1,34 +1,28 @@
 """Checkpoints: safetensors files and orbax folders, one network each, with one metadata record.
 
-In a safetensors file the keys are `/`-joined tree paths (`params/unet/out_gain`) and the metadata has the single key
-`edm2`. Reading and writing safetensors needs no jax until arrays are asked for.
+Reading and writing safetensors needs no jax until arrays are asked for.
 """
 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2 import orbax_format, safetensors_format
 from jax_edm2.config import EDM2Config, expected_tree
-from jax_edm2.files import whole_or_nothing
+from jax_edm2.dtypes import DTYPES, not_finite
 from jax_edm2.messages import listing, printable
-from jax_edm2.orbax_format import MARK as ORBAX_MARK
-from jax_edm2.record import KEY, Record, RecordError
-from jax_edm2.safetensors_format import DTYPES, NAMES, FormatError
-from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, check_digest, not_finite, stored_dtype
+from jax_edm2.orbax_checkpoint import OrbaxCheckpoint, write_orbax
+from jax_edm2.record import Record, RecordError
+from jax_edm2.safetensors_checkpoint import SafetensorsCheckpoint, write_safetensors
+from jax_edm2.safetensors_format import FormatError
+from jax_edm2.tensors import CheckpointError, Digest, Tensor, check_digest
 
 if TYPE_CHECKING:
     import jax
 
     from jax_edm2.network import Precond
-
-__all__ = [
-    "ITEM_SIZES", "ORBAX_MARK", "WRITERS", "CheckpointError", "Tensor", "check_tree", "load", "read_record", "save",
-    "stored_dtype", "write_orbax", "write_safetensors",
-]  # fmt: skip
 
 
 def check_tree(config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name=str) -> list[str]:
@@ -46,57 +40,14 @@ def check_tree(config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name=s
     return lines
 
 
-def write_safetensors(
-    path: str | os.PathLike,
-    tensors: Mapping[str, Tensor],
-    record: Record,
-    *,
-    overwrite: bool = False,
-    finish: Callable[[Record], Record] = lambda record: record,
-) -> Record:
-    """Stream `tensors` into a file, never holding more than a chunk, and return the record that was written.
-
-    That is `record` with dtype and digest set, through `finish`, which may add what is only known when all tensors
-    have been read (a hash of the source) as long as that makes the record no more than a few bytes longer.
-    Raises: CheckpointError if `path` is a folder, link or device; FileExistsError unless `overwrite`; OSError.
-    """
-    _refuse_to_lose(Path(path))
-    record = dataclasses.replace(record, dtype=stored_dtype(tensors))
-    with whole_or_nothing(Path(path), overwrite=overwrite) as temporary:
-        return safetensors_format.write(temporary, tensors, record, finish)
-
-
-def write_orbax(
-    path: str | os.PathLike,
-    tensors: Mapping[str, Tensor],
-    record: Record,
-    *,
-    overwrite: bool = False,
-    finish: Callable[[Record], Record] = lambda record: record,
-) -> Record:
-    """As `write_safetensors`, into an orbax folder. Needs orbax and memory for the whole tree.
-
-    A folder that exists is replaced only if it is an orbax checkpoint, whatever `overwrite` says.
-    """
-    orbax_format.orbax()
-    _refuse_to_lose(Path(path), unless=ORBAX_MARK)
-    with whole_or_nothing(Path(path).absolute(), overwrite=overwrite) as temporary:
-        return orbax_format.write(temporary, path, tensors, record, finish)
-
-
-def _refuse_to_lose(path: Path, unless: str | None = None):
-    """No folder, link or device is ever replaced, even if told to overwrite; a folder with the file `unless` may be."""
-    if path.is_dir() and not (unless and (path / unless).exists()):
-        raise CheckpointError(f"{path}: is a folder and would be lost; choose another output")
-    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
-        raise CheckpointError(f"{path}: is a link or a device and would be lost; choose another output")
-
-
 WRITERS = {"safetensors": write_safetensors, "orbax": write_orbax}
 
 
 def read_record(path: str | os.PathLike) -> Record:
-    """The metadata record of a checkpoint. Raises: CheckpointError."""
+    """The metadata record of a checkpoint: a safetensors file or an orbax folder, whose tensors are not read.
+
+    Raises: CheckpointError if the checkpoint is missing or broken.
+    """
     with _open(Path(path)) as stored:
         return stored.record
 
@@ -111,10 +62,11 @@ def load(
 ) -> "tuple[Precond, dict]":
     """A converted network and its variables: D = net.apply(variables, x, sigma, class_labels).
 
+    The variables are a plain tree of the collections `params` and `constants`, whose shapes `expected_tree` gives.
     dtype: of the variables; as stored by default. compute_dtype: of the network's activations; float32 by default.
     sharding: where every variable goes, one tensor at a time; to the default device by default. check: hold the
     tensors, while they are read, to the digest in the record. Values that are NaN or infinite are not refused.
-    Raises: CheckpointError.
+    Raises: CheckpointError if the checkpoint is missing, broken or altered, or does not hold the network of its record.
     """
     import jax
     import jax.numpy as jnp
@@ -149,8 +101,11 @@ def save(
 ) -> Record:
     """Write a checkpoint: a safetensors file if `path` ends in .safetensors, else an orbax folder.
 
+    net, variables: as `load` gives them, in any dtype of DTYPES; a folded network cannot be saved.
     record: what else to say of it (`read_record` of the checkpoint that was fine-tuned, say). Its config must be net's.
-    Raises: CheckpointError; FileExistsError unless `overwrite`; OSError.
+    Returns what was written: `record` with the dtype, the digest and the count of values that are not finite.
+    Raises: CheckpointError if these are not the network's variables, or something would be lost; FileExistsError
+    unless `overwrite`; OSError.
     """
     import numpy as np
     from flax.traverse_util import flatten_dict
@@ -179,59 +134,13 @@ def save(
     return write(path, tensors, dataclasses.replace(record, not_finite=count), overwrite=overwrite)
 
 
-class _Safetensors:
-    """An open file: its record, its shapes by path, and its variables when they are asked for."""
-
-    def __init__(self, path: Path):
-        self.path, self._file = path, safetensors_format.File(path)
-        try:
-            for name, entry in self._file.entries.items():
-                if entry.dtype not in NAMES:
-                    known = ", ".join(NAMES)
-                    raise CheckpointError(f"{path}: {printable(name[:200])} is {entry.dtype}; weights are {known}")
-            self.record = Record.from_json(self._file.metadata.get(KEY, "null"))
-        except BaseException:
-            self._file.close()
-            raise
-        self.shapes = {name: entry.shape for name, entry in self._file.entries.items()}
-
-    def variables(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
-        import jax
-
-        def put(array):
-            return jax.device_put(array if dtype is None else array.astype(dtype), sharding)
-
-        if digest is None:
-            return {name: put(self._file.array(name)) for name in self._file.entries}
-        found = {}
-        for name, array, sha256 in self._file.hashed_arrays():
-            digest.add(name, str(array.dtype), array.shape, sha256)
-            found[name] = put(array)
-        return found
-
-    def close(self):
-        self._file.close()
-
-
-class _Orbax:
-    """As _Safetensors."""
-
-    def __init__(self, path: Path):
-        self.path, self._folder = path, orbax_format.OrbaxFolder(path)
-        self.record = Record.from_json(self._folder.record_text)
-        self.shapes, self.variables = self._folder.shapes, self._folder.arrays
-
-    def close(self):
-        pass
-
-
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[_Safetensors | _Orbax]:
+def _open(path: Path) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
     """A checkpoint. What is wrong with its file is said to be wrong with it, now and while it is used."""
     try:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such file or folder")
-        with contextlib.closing(_Orbax(path) if path.is_dir() else _Safetensors(path)) as stored:
+        with contextlib.closing(OrbaxCheckpoint(path) if path.is_dir() else SafetensorsCheckpoint(path)) as stored:
             yield stored
     except RecordError as error:
         raise CheckpointError(f"{path}: {error}; make it again with edm2-convert") from error

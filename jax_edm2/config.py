@@ -63,16 +63,19 @@ class EDM2Config:
 
     @property
     def noise_channels(self) -> int:
+        """Fourier features of the noise level."""
         mult = self.channel_mult[0] if self.channel_mult_noise is None else self.channel_mult_noise
         return self.model_channels * mult
 
     @property
     def emb_channels(self) -> int:
+        """Channels of the embedding of noise level and label."""
         mult = max(self.channel_mult) if self.channel_mult_emb is None else self.channel_mult_emb
         return self.model_channels * mult
 
     @property
     def architecture(self) -> "Architecture":
+        """The U-Net's blocks."""
         return Architecture.of(self)
 
 

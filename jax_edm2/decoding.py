@@ -17,7 +17,7 @@ Decode = Callable[[Any, jax.Array], jax.Array]
 
 
 def decode_pixels(_params: Any, x: jax.Array) -> jax.Array:
-    """Images from -1 to 1 to uint8, truncated: [N, C, H, W]."""
+    """Images x from -1 to 1 to uint8, x 127.5 + 128 truncated: [N, C, H, W]."""
     return jnp.clip(x * 127.5 + 128, 0, 255).astype(jnp.uint8)
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jax_edm2 import winograd
-from jax_edm2.network import Folded, Precond
-from jax_edm2.ops import normalize, wide
+from jax_edm2.layout import Folded, Layout
+from jax_edm2.network import Precond
+from jax_edm2.ops import effective_weight, wide
 
 
 def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Precond, Any]:
@@ -22,7 +22,8 @@ def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Pre
     [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded variables are for inference: they
     can be neither trained nor saved, and folding them again changes nothing.
 
-    platform: cpu, gpu or tpu, where the network will run; by default where the variables are.
+    variables: as `load` gives them, in any dtype; or folded already. platform: cpu, gpu or tpu, where the network will
+    run; by default where the variables are.
     """
     if net.folded:
         return net, variables
@@ -54,13 +55,8 @@ def _fold(net: Precond, variables: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(2, 3))  # compiled once for every shape
 def _fold_weight(weight: jax.Array, gain: jax.Array | None, folded: Folded, dtype: Any) -> jax.Array:
-    full = wide(dtype)
-    scale = 1 / math.sqrt(weight[0].size)
-    w = normalize(weight.astype(full)) * (scale if gain is None else gain.astype(full) * scale)
-    if w.ndim == 2:  # linear layers are the embedding's, which is never in half precision
-        return w
-    w = w.transpose(2, 3, 1, 0)
-    return winograd.transform(w) if folded == "winograd" and winograd.serves(weight.shape) else w.astype(dtype)
+    w = effective_weight(weight.astype(wide(dtype)), gain)
+    return Layout.of(weight.shape, folded).arrange(w, dtype)
 
 
 def nvlabs_gains(variables: Any) -> Any:

@@ -15,7 +15,8 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.decoding import Decode
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
-from jax_edm2.sampling import DEFAULT, Network, Settings, trajectory, used_guide
+from jax_edm2.sampling import DEFAULT, Network, trajectory, used_guide
+from jax_edm2.settings import Settings
 from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
 
 AXIS = "data"
@@ -90,8 +91,9 @@ class Batch:
 
 
 class Generator:
-    """A network made ready on a set of devices: generator(seeds) yields batches.
+    """A network made ready on a set of devices: generator(seeds) yields batches, of `seeds` in their order.
 
+    A seed is any integer; what is drawn from it depends on `rng` alone, not on what is computed beside it.
     Raises: ValueError if the guide or the decoder does not fit, the guide is missing, or the class is out of range.
     """
 
@@ -107,14 +109,17 @@ class Generator:
         decoder: tuple[Decode, Any] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """guide: as for `sample`. rng: one of RNGS. decoder: of `make_decoder`. devices: by default all local ones."""
+        """guide, settings: as for `sample`. rng: one of RNGS. class_idx: of every image; None draws one for each.
+
+        decoder: of `make_decoder`; None gives no pictures. devices: by default all local ones.
+        """
         if rng not in RNGS:
             raise ValueError(f"rng must be one of {', '.join(RNGS)}, not {rng!r}")
         label_dim = net.config.label_dim
         if class_idx is not None and not 0 <= class_idx < label_dim:
             known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
             raise ValueError(f"class {class_idx} is out of range: the network has {known}")
-        guide = used_guide(net, guide, settings)
+        guide = used_guide(net, guide, settings.guidance)
         self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
         self.devices = list(devices or jax.local_devices())
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
@@ -145,7 +150,10 @@ class Generator:
         return -(-count // (batches * devices)) if count else 0
 
     def __call__(self, seeds: Sequence[int], batch: int = 32) -> Iterator[Batch]:
-        """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded."""
+        """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded.
+
+        Raises: ValueError if `batch` is less than 1.
+        """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         seeds = [int(seed) for seed in seeds]

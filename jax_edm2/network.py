@@ -8,24 +8,22 @@ Embeddings, norms, weights and preconditioning are float32 (float64 for float64)
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from jax import lax
 
 from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
-from jax_edm2.ops import convolve, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+from jax_edm2.layout import Folded, Layout
+from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, wide
 from jax_edm2.twofold import Twofold
 
 Array = jax.Array
-Folded = Literal["", "direct", "winograd"]  # weights as stored, or what `folding.fold` makes of them
 
 
 class Tapped(nn.Module):
@@ -39,6 +37,8 @@ class Tapped(nn.Module):
 class MPConv(nn.Module):
     """Convolution [out, in, kh, kw], or linear layer [out, in] for kernel=(), with normalised weights (Eq. 47).
 
+    x [N, H, W, in], or [N, in], becomes [N, H, W, out], or [N, out], in its dtype; gain () multiplies that, and is
+    already in weights that are folded. kernel: height and width, odd.
     Training must keep the stored weights normalised itself (Eq. 66): see `project_to_sphere`.
     """
 
@@ -48,26 +48,19 @@ class MPConv(nn.Module):
     folded: Folded = ""
 
     def setup(self):
-        shape = (self.out_channels, self.in_channels, *self.kernel)
-        self.by_winograd = self.folded == "winograd" and winograd.serves(shape)
-        if self.by_winograd:
-            shape = (winograd.PRODUCTS, self.in_channels, self.out_channels)
-        elif self.folded and self.kernel:
-            shape = (*self.kernel, self.in_channels, self.out_channels)
-        self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), shape)
+        self.layout = Layout.of((self.out_channels, self.in_channels, *self.kernel), self.folded)
+        self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), self.layout.shape)
 
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
         w = self.weight
         if not self.folded:
-            w = w.astype(wide(x.dtype))
-            scale = 1 / math.sqrt(w[0].size)
-            w = normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
+            w = effective_weight(w.astype(wide(x.dtype)), gain)
         w = w.astype(x.dtype)
-        if not self.kernel:
+        if self.layout.kind == "OI":
             return x @ w.T
-        if self.by_winograd:
+        if self.layout.kind == "winograd":
             return winograd.convolve(x, w)
-        return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")
+        return convolve(x, w, self.kernel[0] // 2, self.layout.kind)
 
 
 class MPFourier(nn.Module):
@@ -92,22 +85,11 @@ class MPFourier(nn.Module):
         return twofold.cos(column * freqs + phases) * math.sqrt(2)
 
 
-class MPPositional(nn.Module):
-    """Sinusoidal features of a scalar, as jax-edm2's `use_fourier=False`: [N] -> [N, channels]."""
-
-    channels: int
-    max_period: float = 10000.0
-
-    def __call__(self, x: Twofold) -> Array:
-        half = self.channels // 2
-        value = x.hi + x.lo
-        freqs = jnp.exp(-math.log(self.max_period) / half * jnp.arange(half, dtype=value.dtype))
-        angle = value[:, None] * freqs
-        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * math.sqrt(2)
-
-
 class Block(Tapped):
-    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, H, W, Cin], emb [N or 1, Cemb]."""
+    """Encoder or decoder block with optional self-attention (Fig. 21): x [N, H, W, Cin], emb [N or 1, Cemb].
+
+    Gives [N, H', W', Cout] in x's dtype, with H' and W' half, twice or the same, as the spec says.
+    """
 
     spec: BlockSpec
     config: EDM2Config
@@ -170,22 +152,24 @@ class Block(Tapped):
 
 
 class UNet(Tapped):
-    """The EDM2 U-Net (Fig. 21).
+    """The EDM2 U-Net (Fig. 21): the raw network F(x; c_noise, labels) that `Precond` makes a denoiser of.
 
-    x [N, C, H, W] in any dtype, which is that of the result; noise_labels [N or 1] and class_labels
+    x [N, C, H, W] in any dtype gives F, in the same shape and dtype. noise_labels [N or 1] and class_labels
     [N or 1, label_dim] (ignored if label_dim is 0) in float32; noise_labels may be Twofold.
+    Raises: ValueError if there are no class_labels and label_dim is not 0.
+
+    features: the module that turns a noise label into so many features, [N] -> [N, channels]; MPFourier for None.
     """
 
     config: EDM2Config
-    use_fourier: bool = True  # False: MPPositional in place of MPFourier
-    fourier_bandwidth: float = 1.0
     folded: Folded = ""
+    features: Callable[[int], nn.Module] | None = None
 
     def setup(self):
         config, conv = self.config, partial(MPConv, folded=self.folded)
         noise, emb, widths = config.noise_channels, config.emb_channels, config.widths
         self.out_gain = self.param("out_gain", nn.initializers.zeros, ())
-        self.emb_t_fourier = MPFourier(noise, self.fourier_bandwidth) if self.use_fourier else MPPositional(noise)
+        self.emb_t_fourier = (self.features or MPFourier)(noise)
         self.emb_t_linear = conv(noise, emb)
         self.emb_label = conv(config.label_dim, emb) if config.label_dim else None
         architecture = config.architecture
@@ -215,6 +199,7 @@ class UNet(Tapped):
         return self.out_conv(x, gain=self.out_gain).transpose(0, 3, 1, 2)
 
     def embed(self, noise_labels: Array | Twofold, class_labels: Array | None) -> Array:
+        """The embedding [N or 1, emb_channels] of noise level and label, in float32."""
         if not isinstance(noise_labels, Twofold):
             noise_labels = Twofold.of(noise_labels)
         emb = self.emb_t_linear(self.emb_t_fourier(noise_labels))
@@ -226,8 +211,8 @@ class UNet(Tapped):
         return self.tap("emb_silu", mp_silu(emb))
 
 
-def _labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
-    """Labels as the U-Net wants them: none for an unconditional network, zeros [1, label_dim] for None.
+def one_hot_labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
+    """Labels [N, label_dim] as the U-Net wants them: zeros [1, label_dim] for None; None if label_dim is 0.
 
     Raises: ValueError for anything but one-hot vectors; class numbers would be taken for one where N = label_dim.
     """
@@ -247,6 +232,9 @@ class Precond(Tapped):
     """The EDM2 denoiser D(x; sigma, labels) and its uncertainty logvar = u(sigma) (Eq. 21).
 
     D, logvar = net.apply(variables, x, sigma, class_labels, return_logvar=True)
+
+    D = c_skip x + c_out F(c_in x; ln(sigma) / 4, labels), with the c of Table 1 of arXiv 2206.00364. dtype: of the
+    U-Net's activations. folded: what `fold` made of the variables; it alone sets that.
     """
 
     config: EDM2Config
@@ -269,8 +257,10 @@ class Precond(Tapped):
     ) -> Array | tuple[Array, Array]:
         """x [N, C, H, W]; sigma > 0, noise standard deviation, scalar or [N]; class_labels [N, label_dim] or None.
 
+        Labels are one-hot; zeros, and None, are no class. They are not looked at where label_dim is 0.
         Returns D [N, C, H, W], or D and logvar [N, 1, 1, 1] ([1, 1, 1, 1] for a scalar sigma), in float32.
         Dropout is active with train=True and needs rngs={"dropout": key}.
+        Raises: ValueError for labels that are not one-hot [N, label_dim].
         """
         full = wide(self.dtype)
         x = jnp.asarray(x, full)
@@ -284,88 +274,9 @@ class Precond(Tapped):
         c_noise = self.tap("c_noise", Twofold(log_sigma.hi / 4, log_sigma.lo / 4))
         scaled = self.tap("scaled_input", (c_in * x).astype(self.dtype))
 
-        labels = _labels(self.config, class_labels, full)
+        labels = one_hot_labels(self.config, class_labels, full)
         raw = self.unet(scaled, c_noise, labels, train)
         denoised = self.tap("denoised", c_skip * x + c_out * raw.astype(full))
         if self.is_initializing() or return_logvar:
             logvar = self.logvar_linear(self.logvar_fourier_t(c_noise)).reshape(-1, 1, 1, 1)
         return (denoised, logvar) if return_logvar else denoised
-
-
-class PrecondUNet(nn.Module):
-    """The flow-map network of nmboffi/jax-edm2, with its constructor arguments and call signature.
-
-    Output sigma_data F(xs / sigma_data, ts, labels): no skip connection, and `ts` enters the embedding as it is.
-    Unlike there, labels may be None, `calc_weight` gives one logvar per sample, filters longer than two taps
-    upsample as PyTorch does, and `use_fourier` and `fourier_bandwidth` may be left out. The variables of a
-    converted snapshot fit with unet_kwargs={"use_fourier": True, ...}.
-    """
-
-    img_resolution: int
-    img_channels: int
-    label_dim: int
-    sigma_data: float = 0.5
-    logvar_channels: int = 128
-    use_bfloat16: bool = False
-    unet_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        object.__setattr__(self, "unet_kwargs", _frozen(self.unet_kwargs))  # hashable, as static arguments must be
-        super().__post_init__()
-
-    @property
-    def config(self) -> EDM2Config:
-        """The same network's configuration, without the choice of embedding."""
-        kwargs = dict(self.unet_kwargs)
-        for name in ("use_fourier", "fourier_bandwidth"):
-            kwargs.pop(name, None)
-        kwargs.update(kwargs.pop("block_kwargs", {}))
-        return EDM2Config(
-            self.img_resolution,
-            self.img_channels,
-            self.label_dim,
-            sigma_data=self.sigma_data,
-            logvar_channels=self.logvar_channels,
-            **kwargs,
-        )
-
-    def setup(self):
-        fourier = self.unet_kwargs.get("use_fourier", False)
-        bandwidth = self.unet_kwargs.get("fourier_bandwidth", 1.0)
-        channels = self.logvar_channels
-        self.unet = UNet(self.config, fourier, bandwidth)
-        self.logvar_fourier_t = MPFourier(channels, bandwidth) if fourier else MPPositional(channels)
-        self.logvar_linear = MPConv(channels, 1)
-
-    def __call__(
-        self,
-        ts: Array,
-        xs: Array,
-        class_labels: Array | None = None,
-        train: bool = False,
-        calc_weight: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """ts, scalar or [N]; xs [N, C, H, W]; class_labels [N, label_dim] or None.
-
-        Returns [N, C, H, W], or that and logvar [N, 1, 1, 1] with calc_weight, in float32.
-        """
-        ts = jnp.asarray(ts, jnp.float32).reshape(-1)
-        xs = jnp.asarray(xs, jnp.float32)
-        labels = _labels(self.config, class_labels, jnp.float32)
-        dtype = jnp.bfloat16 if self.use_bfloat16 else jnp.float32
-        raw = self.unet((xs / self.sigma_data).astype(dtype), ts, labels, train)
-        output = self.sigma_data * raw.astype(jnp.float32)
-        if self.is_initializing() or calc_weight:
-            logvar = self.calc_weight(ts)
-        return (output, logvar) if calc_weight else output
-
-    def calc_weight(self, ts: Array) -> Array:
-        """Uncertainty logvar [N, 1, 1, 1] at ts, scalar or [N]."""
-        ts = jnp.asarray(ts, jnp.float32).reshape(-1)
-        return self.logvar_linear(self.logvar_fourier_t(Twofold.of(ts))).reshape(-1, 1, 1, 1)
-
-
-def _frozen(value):
-    if isinstance(value, Mapping):
-        return FrozenDict({key: _frozen(v) for key, v in value.items()})
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

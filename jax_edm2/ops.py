@@ -32,6 +32,12 @@ def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: floa
     return x / norm.astype(x.dtype)
 
 
+def effective_weight(w: jax.Array, gain: jax.Array | None = None) -> jax.Array:
+    """What a layer multiplies with: normalize(w) gain / sqrt(fan_in) (Eq. 47), for w [out, in, ...], in its dtype."""
+    scale = 1 / math.sqrt(w[0].size)
+    return normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
+
+
 def convolve(x: jax.Array, w: jax.Array, padding: int, weights: str = "OIHW") -> jax.Array:
     """Convolution of x [N, H, W, in] with w [out, in, kh, kw], and `padding` zeros on every side.
 

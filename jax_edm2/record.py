@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Self
 
 from jax_edm2 import __version__, strict_json
 from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
+from jax_edm2.settings import Settings
 
 KEY = "edm2"
 FORMAT = 1
@@ -75,14 +77,18 @@ class Loss:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Settings that the network's published results were sampled with."""
+    """Settings that the network's published results were sampled with.
 
-    num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    guidance: float = 1.0  # 1 = no guidance
-    guide: str | None = None  # file name of the guiding network
+    edm2-sample takes the guide and the guidance from here, where no flag says otherwise. The schedule is for the reader
+    of a record: all published results have this one, which is also edm2-sample's own default.
+    """
+
+    num_steps: int = Settings.num_steps
+    sigma_min: float = Settings.sigma_min
+    sigma_max: float = Settings.sigma_max
+    rho: float = Settings.rho
+    guidance: float = Settings.guidance  # 1 = no guidance
+    guide: str | None = None  # file name of the guiding network, beside the checkpoint
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,7 @@ class _Texts:
 
 
 _HASH = _Text(64, "[0-9a-f]{64}", what="64 hexadecimal digits")
-_DTYPES = "float16|float32|float64|bfloat16"
+_DTYPES = "|".join(DTYPES)
 _RULES: dict[type, dict[str, Any]] = {
     Source: {
         "name": _Text(4096),

@@ -4,44 +4,37 @@ Read by our own few lines, since a header may come from anybody: it is bounded b
 byte of the file must belong to exactly one tensor. Specification: huggingface.co/docs/safetensors, "Format".
 """
 
-import dataclasses
 import hashlib
-import json
 import math
 import os
 import stat
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from jax_edm2 import strict_json
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
-from jax_edm2.record import KEY, Record, tensors_digest
-from jax_edm2.tensors import ITEM_SIZES, Tensor, numpy_dtype
 
 if TYPE_CHECKING:
     import numpy as np
 
-DTYPES = {"float16": "F16", "float32": "F32", "bfloat16": "BF16", "float64": "F64"}
-NAMES = {code: name for name, code in DTYPES.items()}
-SIZES = {  # bytes
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+CODES = {dtype.code: dtype for dtype in DTYPES.values()}  # of what weights may be
+SIZES = {  # bytes, of everything that the format knows
+    **{code: dtype.size for code, dtype in CODES.items()},
+    **dict.fromkeys(("I64", "U64", "C64"), 8),
+    **dict.fromkeys(("I32", "U32"), 4),
+    **dict.fromkeys(("I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
 }
 MOST_HEADER = 4 * 2**20  # bytes; XXL's has 40,000
 MOST_TENSORS = 10_000
 MOST_DIMENSIONS = 8
-THREADS = 2  # hashing or writing beside the one that asks
+THREADS = 2  # hashing beside the one that asks
 PIECE = 2**20  # bytes read at a time, to be hashed while they are in the processor's cache
 ALIGNMENT = 64  # bytes: what JAX takes over on a CPU without a copy
 _SHORTER = "breaks off in {name}: it became shorter while it was read"
-FLUSH_EVERY = 0.03  # seconds
-ROOM = 16  # bytes more in a header for what becomes known while tensors are written
 
 
 class FormatError(ValueError):
@@ -78,7 +71,7 @@ class File:
             raise
 
     def array(self, name: str) -> "np.ndarray":
-        """A tensor that is of one of DTYPES. Raises: FormatError.
+        """A tensor whose dtype is one of CODES. Raises: FormatError.
 
         Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
         """
@@ -88,7 +81,7 @@ class File:
         count = math.prod(entry.shape)
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(entry.offset)
-            array = np.fromfile(file, numpy_dtype(NAMES[entry.dtype]), count)
+            array = np.fromfile(file, CODES[entry.dtype].numpy, count)
         if array.size < count:
             raise FormatError(_SHORTER.format(name=name))
         return array.reshape(entry.shape)
@@ -122,7 +115,7 @@ class File:
                 raise FormatError(_SHORTER.format(name=name))
             sha.update(view[done : done + count])
             done += count
-        return name, data.view(numpy_dtype(NAMES[entry.dtype])).reshape(entry.shape), sha.hexdigest()
+        return name, data.view(CODES[entry.dtype].numpy).reshape(entry.shape), sha.hexdigest()
 
     def close(self):
         os.close(self._descriptor)
@@ -182,78 +175,3 @@ def _entry(name: str, value: Any, start: int) -> Entry:
 
 def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]) -> Record:
-    """Stream `tensors` into a new file, never holding more than a chunk, and return the record that was written.
-
-    record: all but the digest, which becomes known while they are written. finish: adds what else does.
-    """
-    # The largest items first, so that every tensor is aligned; then by name.
-    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
-    header, offsets = _write_header(tensors, order, dataclasses.replace(record, digest=tensors_digest({})))
-    with open(path, "wb") as file:
-
-        def write_one(name):
-            tensor, offset, sha = tensors[name], len(header) + offsets[name], hashlib.sha256()
-            for chunk in tensor.chunks():
-                sha.update(chunk)
-                _write_at(file.fileno(), chunk, offset)
-                offset += len(chunk)
-            return name, (tensor.dtype, tensor.shape, sha.hexdigest())
-
-        done = threading.Event()
-        with ThreadPoolExecutor(THREADS + 1) as pool:  # reading, hashing and writing all release the GIL
-            flushed = pool.submit(_flush, file.fileno(), done)
-            try:
-                lines = dict(_all(pool, write_one, order))
-            finally:
-                done.set()
-            flushed.result()
-        record = finish(dataclasses.replace(record, digest=tensors_digest(lines)))
-        final, _ = _write_header(tensors, order, record, len(header))
-        _write_at(file.fileno(), final, 0)
-        os.fsync(file.fileno())
-    return record
-
-
-def _write_header(
-    tensors: Mapping[str, Tensor], order: list[str], record: Record, length: int | None = None
-) -> tuple[bytes, dict[str, int]]:
-    """The beginning of the file, of `length` bytes if that is given, and where each tensor lies after it."""
-    entries: dict[str, Any] = {"__metadata__": {KEY: record.to_json()}}
-    offsets = {}
-    offset = 0
-    for name in order:
-        offsets[name], end = offset, offset + tensors[name].nbytes
-        dtype = DTYPES[tensors[name].dtype]
-        entries[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    size = -(-(len(text) + ROOM) // 8) * 8 if length is None else length - 8
-    if len(text) > size:
-        raise ValueError("the metadata record became longer while the tensors were written")
-    return size.to_bytes(8, "little") + text.ljust(size), offsets
-
-
-def _all(pool: Executor, function: Callable, items: Iterable) -> list:
-    """Results of `function` on every item; the first error cancels what has not begun."""
-    futures = [pool.submit(function, item) for item in items]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _flush(descriptor: int, done: threading.Event):
-    """Keep the disk busy while the file is still being written, so that little is left for the last fsync."""
-    while not done.wait(FLUSH_EVERY):
-        os.fsync(descriptor)
-
-
-def _write_at(descriptor: int, data: bytes | memoryview, offset: int):
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count

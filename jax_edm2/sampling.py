@@ -3,14 +3,14 @@
     images = sample(net, variables, noise, labels, guide=(guide_net, guide_variables), settings=Settings(guidance=1.9))
 
 A sampler is a function of (denoise, noise, sigmas), where denoise(x, sigma) -> D takes x [N, C, H, W] and one noise
-level. It evaluates the denoiser in one place, within `lax.scan`: a trajectory of any length compiles the network once.
-Numbers of the schedule are worked out in float64, before anything is traced.
+level: what `denoiser` makes of a network, or any other. It evaluates the denoiser in one place, within `lax.scan`: a
+trajectory of any length compiles the network once. Numbers of every step are worked out in float64, before anything is
+traced.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -21,53 +21,10 @@ from jax import lax
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.ops import wide
+from jax_edm2.settings import NO_CHURN, SAMPLERS, Churn, Settings
 
 Denoise = Callable[[jax.Array, Any], jax.Array]
 Network = tuple[Precond, Any]  # and its variables
-
-
-def noise_levels(
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    dtype: type[np.floating] = np.float64,
-) -> list[float]:
-    """The schedule sigma_0 > ... > sigma_{N-1} and a final 0, length num_steps + 1 (Eq. 5 of arXiv 2206.00364).
-
-    dtype: that it is worked out in. NVlabs' generate_images.py uses float32, where sigma_0 is 79.999985.
-    """
-    lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    ramp = np.arange(num_steps, dtype=dtype) / dtype(max(num_steps - 1, 1))
-    root = dtype(hi) + ramp * dtype(lo - hi)
-    return [*(root.astype(np.float64) ** rho).astype(dtype).tolist(), 0.0]
-
-
-@dataclass(frozen=True)
-class Churn:
-    """Noise that is added again along the way (Algorithm 2 of arXiv 2206.00364); none for S_churn 0."""
-
-    S_churn: float = 0.0
-    S_min: float = 0.0  # lowest and highest noise level where it is added, both inclusive
-    S_max: float = math.inf
-    S_noise: float = 1.0
-
-    def raised(self, sigmas: Sequence[float]) -> list[float]:
-        """The noise level that every step of a schedule starts from: its own, or a higher one."""
-        gamma = min(self.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-        return [s + gamma * s if self._at(s) else s for s in sigmas[:-1]]
-
-    def draws(self, sigmas: Sequence[float]) -> int:
-        """How many steps of a schedule add noise."""
-        return sum(map(self._at, sigmas[:-1]))
-
-    def _at(self, sigma: float) -> bool:
-        # In float32, as in NVlabs' code: a bound may be one of the levels.
-        low, level, high = map(np.float32, (self.S_min, sigma, self.S_max))
-        return self.S_churn > 0 and bool(low <= level <= high)
-
-
-NO_CHURN = Churn()
 
 
 class _Evaluation(NamedTuple):
@@ -117,10 +74,11 @@ def heun(
     churn: Churn = NO_CHURN,
     churn_noise: jax.Array | None = None,
 ) -> jax.Array:
-    """The second-order sampler (Algorithms 1 and 2 of arXiv 2206.00364): 2 N - 1 evaluations for N steps.
+    """The second-order sampler (Algorithms 1 and 2 of arXiv 2206.00364): [N, C, H, W] after 2 S - 1 evaluations.
 
-    noise: unit noise [N, C, H, W]. churn_noise: unit noise [draws, N, C, H, W] for the `churn.draws(sigmas)` steps
-    that add some.
+    noise: unit noise [N, C, H, W]; computed in its dtype. sigmas: S + 1 noise levels for S steps, falling, the last 0
+    (`noise_levels`). churn_noise: unit noise [draws, N, C, H, W] for the `churn.draws(sigmas)` steps that add some.
+    Raises: ValueError if there is another number of draws.
     """
     return _integrate(denoise, noise, sigmas, churn, churn_noise, order=2)
 
@@ -132,7 +90,7 @@ def euler(
     churn: Churn = NO_CHURN,
     churn_noise: jax.Array | None = None,
 ) -> jax.Array:
-    """As `heun`, without its corrections: N evaluations for N steps. Without churn this is DDIM."""
+    """As `heun`, without its corrections: S evaluations for S steps. Without churn this is DDIM (arXiv 2010.02502)."""
     return _integrate(denoise, noise, sigmas, churn, churn_noise, order=1)
 
 
@@ -149,8 +107,9 @@ def _integrate(denoise, noise, sigmas, churn, churn_noise, order):
 
 
 def heun_states(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> Iterator[jax.Array]:
-    """x at every noise level of the deterministic `heun`, from unit noise times sigmas[0] to the sample.
+    """x [N, C, H, W] at every noise level of the deterministic `heun`, from noise times sigmas[0] to the sample.
 
+    noise, sigmas: as for `heun`.
     A loop in Python: denoise may be anything, and is asked for one evaluation after the other.
     """
     x = _start(noise, sigmas)
@@ -163,9 +122,10 @@ def heun_states(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> 
 
 
 def dpmpp_2m(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> jax.Array:
-    """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095), in the sigma schedule: N evaluations for N steps.
+    """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095), in the sigma schedule: S evaluations for S steps.
 
-    The first step and the last, which ends at 0, are of first order.
+    noise, sigmas: as for `heun`; gives [N, C, H, W] likewise. The first step and the last, which ends at 0, are of
+    first order.
     """
     rows: list[tuple[float, float, float, float]] = []
     before = math.nan
@@ -194,6 +154,7 @@ def _start(noise: jax.Array, sigmas: Sequence[float]) -> jax.Array:
 def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Denoise:
     """D_guide + weight (D - D_guide) where lo < sigma <= hi, and D elsewhere (arXiv 2406.02507 Eq. 3, 2404.07724).
 
+    Both take x [N, C, H, W] and one noise level, and give [N, C, H, W]. weight: finite; 1 gives `denoise` itself.
     Classifier-free guidance, if `guide` is unconditional; autoguidance, if it is a worse version of the network.
     It is not evaluated where it is not needed.
     """
@@ -217,67 +178,52 @@ def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[floa
     return guided_denoise
 
 
-SAMPLERS: dict[str, Callable[..., jax.Array]] = {"heun": heun, "euler": euler, "dpmpp-2m": dpmpp_2m}
+def denoiser(
+    net: Precond,
+    variables: Any,
+    labels: jax.Array | None = None,
+    *,
+    guide: Network | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, math.inf),
+) -> Denoise:
+    """What the samplers take: denoise(x, sigma) -> D of a network, guided by another if `guidance` is not 1.
 
+    D_w(x; sigma, c) = w D(x; sigma, c) + (1 - w) D_guide(x; sigma, c) (Eq. 3 of arXiv 2406.02507), with w `guidance`
+    where lo < sigma <= hi of the `interval` (arXiv 2404.07724), and 1 elsewhere.
 
-@dataclass(frozen=True)
-class Settings:
-    """How to sample. The defaults are those of the published results, without guidance.
-
-    Raises: ValueError for values that make no sense.
+    denoise takes x [N, C, H, W] and sigma > 0, one noise level for all images (without an interval also [N]). It gives
+    [N, C, H, W] in float32. labels: one-hot [N, label_dim] or None, for both networks; a guide that has no labels is
+    asked without. guide: another network and its variables, needed unless `guidance` is 1. Networks are taken as they
+    are: see `fold` for faster ones.
+    Raises: ValueError if the guide is missing, denoises images of another shape, or has other labels.
     """
+    guide = used_guide(net, guide, guidance)
 
-    sampler: str = "heun"  # one of SAMPLERS
-    num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    guidance: float = 1.0  # weight of the guided denoiser; 1 is no guidance
-    interval: tuple[float, float] = (0.0, math.inf)  # noise levels (lo, hi] where there is guidance
-    churn: Churn = NO_CHURN
+    def of(net: Precond, variables: Any) -> Denoise:
+        return lambda x, sigma: net.apply(variables, x, sigma, labels)
 
-    def __post_init__(self):
-        lo, hi = self.interval
-        object.__setattr__(self, "interval", (lo, hi))  # hashable, whatever it was
-        for wrong, why in (
-            (self.sampler not in SAMPLERS, f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}"),
-            (self.num_steps < 1, f"num_steps must be at least 1, not {self.num_steps}"),
-            (
-                not 0 < self.sigma_min <= self.sigma_max < math.inf,
-                f"noise levels must be 0 < sigma_min <= sigma_max, not {self.sigma_min:g} and {self.sigma_max:g}",
-            ),
-            (not 0 < self.rho < math.inf, f"rho must be positive, not {self.rho:g}"),
-            (not math.isfinite(self.guidance), f"guidance must be finite, not {self.guidance:g}"),
-            (not 0 <= lo < hi, f"the guidance interval must be 0 <= lo < hi, not {lo:g} and {hi:g}"),
-            (not 0 <= self.churn.S_churn < math.inf, f"S_churn must be 0 or more, not {self.churn.S_churn:g}"),
-            (not math.isfinite(self.churn.S_noise), f"S_noise must be finite, not {self.churn.S_noise:g}"),
-            (
-                self.churn.S_churn > 0 and self.sampler == "dpmpp-2m",
-                "churn is for the samplers heun and euler: dpmpp-2m is deterministic",
-            ),
-        ):
-            if wrong:
-                raise ValueError(why)
-        try:
-            with np.errstate(over="ignore"):
-                levels = self.sigmas[:-1]
-        except OverflowError:
-            levels = [math.inf]
-        if not all(0 < level < math.inf for level in levels):
-            raise ValueError("the schedule's noise levels are beyond float32: choose others, or another rho")
+    return of(net, variables) if guide is None else guided(of(net, variables), of(*guide), guidance, interval)
 
-    @property
-    def sigmas(self) -> list[float]:
-        """The noise levels, from sigma_max to 0, as NVlabs' code has them."""
-        return noise_levels(self.num_steps, self.sigma_min, self.sigma_max, self.rho, np.float32)
 
-    @property
-    def churn_draws(self) -> int:
-        """How many noises the trajectory takes beside the first."""
-        return self.churn.draws(self.sigmas)
+def used_guide(net: Precond, guide: Network | None, guidance: float) -> Network | None:
+    """The guide, or None where there is no guidance.
+
+    Raises: ValueError if it is missing, denoises images of another shape, or has other labels.
+    """
+    if guidance == 1:
+        return None
+    if guide is None:
+        raise ValueError(f"guidance {guidance:g} needs a guide")
+    for field in ("img_channels", "img_resolution", "label_dim"):
+        ours, theirs = getattr(net.config, field), getattr(guide[0].config, field)
+        if ours != theirs and (field, theirs) != ("label_dim", 0):
+            raise ValueError(f"the guide has {field} {theirs}, and the network {ours}")
+    return guide
 
 
 DEFAULT = Settings()
+_METHODS: dict[str, Callable[..., jax.Array]] = dict(zip(SAMPLERS, (heun, euler, dpmpp_2m), strict=True))
 
 
 def sample(
@@ -290,12 +236,13 @@ def sample(
     churn_noise: jax.Array | None = None,
     settings: Settings = DEFAULT,
 ) -> jax.Array:
-    """Images or latents [N, C, H, W] in float32, as one compiled program.
+    """Images from -1 to 1, or latents, [N, C, H, W] in float32, as one compiled program; networks are folded for it.
 
     noise: unit noise [N, C, H, W]. labels: one-hot [N, label_dim] or None (`jax.nn.one_hot`). guide: the guiding
     network and its variables, needed unless settings.guidance is 1; one without labels is asked without.
     churn_noise: unit noise [settings.churn_draws, N, C, H, W], where that is not 0.
-    Raises: ValueError if the guide does not fit, or what it takes is missing.
+    Raises: ValueError if a shape is another, the guide does not fit or is missing, or churn's noise is missing or not
+    wanted.
     """
     config = net.config
     image, given = (config.img_channels, config.img_resolution, config.img_resolution), jnp.shape(noise)
@@ -306,40 +253,21 @@ def sample(
     wanted, found = (settings.churn_draws, *given), (0, *given) if churn_noise is None else jnp.shape(churn_noise)
     if wanted != found:
         raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
-    guide = used_guide(net, guide, settings)
+    guide = used_guide(net, guide, settings.guidance)
     nets, both = zip(fold(net, variables), fold(*guide) if guide else (None, None), strict=True)
     return _sample(nets, settings, both, noise, labels, churn_noise)
-
-
-def used_guide(net: Precond, guide: Network | None, settings: Settings) -> Network | None:
-    """The guide, or None where there is no guidance.
-
-    Raises: ValueError if it is missing, denoises images of another shape, or has other labels.
-    """
-    if settings.guidance == 1:
-        return None
-    if guide is None:
-        raise ValueError(f"guidance {settings.guidance:g} needs a guide")
-    for field in ("img_channels", "img_resolution", "label_dim"):
-        ours, theirs = getattr(net.config, field), getattr(guide[0].config, field)
-        if ours != theirs and (field, theirs) != ("label_dim", 0):
-            raise ValueError(f"the guide has {field} {theirs}, and the network {ours}")
-    return guide
 
 
 def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variables, noise, labels, churn_noise):
     """`sample`, to be compiled, of folded networks. variables: of both; the guide is None where there is none."""
     net, guide = nets
-
-    def denoiser(net, variables) -> Denoise:
-        return lambda x, sigma: net.apply(variables, x, sigma, labels)
-
-    denoise = denoiser(net, variables[0])
-    if guide is not None:
-        denoise = guided(denoise, denoiser(guide, variables[1]), settings.guidance, settings.interval)
+    denoise = denoiser(
+        net, variables[0], labels, guide=None if guide is None else (guide, variables[1]), guidance=settings.guidance,
+        interval=settings.interval,
+    )  # fmt: skip
     full = wide(net.dtype)
     extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))
-    return SAMPLERS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
+    return _METHODS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
 
 
 _sample = jax.jit(trajectory, static_argnums=(0, 1))

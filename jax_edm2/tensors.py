@@ -4,20 +4,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.record import DIGEST, Record, tensors_digest
 
 if TYPE_CHECKING:
     import numpy as np
-
-ITEM_SIZES = {"float16": 2, "float32": 4, "bfloat16": 2, "float64": 8}
-EXPONENTS = {
-    "float16": 0x7C00,
-    "float32": 0x7F80_0000,
-    "bfloat16": 0x7F80,
-    "float64": 0x7FF0_0000_0000_0000,
-}  # all ones
 
 
 class CheckpointError(ValueError):
@@ -31,43 +25,18 @@ class Tensor:
     A piece may be a view that is valid only until the next is asked for.
     """
 
-    dtype: str  # numpy's name: float16, float32, bfloat16, float64
+    dtype: str  # one of DTYPES
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes | memoryview]]
 
     @property
     def nbytes(self) -> int:
-        return ITEM_SIZES[self.dtype] * math.prod(self.shape)
+        return DTYPES[self.dtype].size * math.prod(self.shape)
 
 
 def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
     """The dtype of all tensors, or several joined by '+'."""
     return "+".join(sorted({tensor.dtype for tensor in tensors.values()}))
-
-
-def numpy_dtype(name: str) -> "np.dtype":
-    import numpy as np
-
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
-
-
-def not_finite(array: "np.ndarray") -> int:
-    """How many values are NaN or infinite."""
-    return not_finite_bits(array.reshape(-1).view(f"u{array.itemsize}"), str(array.dtype))
-
-
-def not_finite_bits(bits: "np.ndarray", dtype: str) -> int:
-    """Likewise, of values of `dtype` given as unsigned integers [N]: those whose exponent has all of its bits set."""
-    size = 8 * ITEM_SIZES[dtype]
-    exponent = EXPONENTS[dtype]
-    # The largest of all values, and of those without a sign: no copy is made of what is sound.
-    if not bits.size or (bits.max() < exponent | 1 << size - 1 and bits.view(f"i{size // 8}").max() < exponent):
-        return 0
-    return int(((bits & bits.dtype.type(exponent)) == exponent).sum())
 
 
 class Digest:
@@ -77,9 +46,11 @@ class Digest:
         self._lines: dict[str, tuple[str, tuple[int, ...], str]] = {}
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], sha256: str):
+        """Of a tensor: its path in the tree, and the sha256 of its little-endian C-ordered bytes, in hexadecimal."""
         self._lines[name] = dtype, shape, sha256
 
     def add_array(self, name: str, array: "np.ndarray"):
+        """Likewise, of an array, whose bytes are hashed here."""
         import numpy as np
 
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -102,3 +73,11 @@ def check_digest(path: Any, record: Record):
             f"{path}: its record has no digest of its tensors, so nobody can tell whether they are what they were; "
             "convert the snapshot again, or load it with check=False"
         )
+
+
+def refuse_to_lose(path: Path, unless: str | None = None):
+    """No folder, link or device is ever replaced, even if told to overwrite; a folder with the file `unless` may be."""
+    if path.is_dir() and not (unless and (path / unless).exists()):
+        raise CheckpointError(f"{path}: is a folder and would be lost; choose another output")
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise CheckpointError(f"{path}: is a link or a device and would be lost; choose another output")

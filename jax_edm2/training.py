@@ -32,7 +32,7 @@ def denoising_loss(
     class_labels: jax.Array | None = None,
     **apply_kwargs: Any,
 ) -> jax.Array:
-    """The EDM2 loss, weighted by learned uncertainty (Eqs. 14, 15, 21), elementwise [N, C, H, W].
+    """The EDM2 loss, weighted by learned uncertainty (Eqs. 14, 15, 21), elementwise: float32 [N, C, H, W].
 
     images [N, C, H, W] with standard deviation sigma_data; sigma [N], noise standard deviations, > 0, drawn as
     ln(sigma) ~ N(P_mean, P_std) in training; noise [N, C, H, W] of unit variance; class_labels [N, label_dim] or None.

@@ -17,7 +17,7 @@ from jax import lax
 from jax_edm2 import strict_json
 from jax_edm2.messages import brief, listing, printable
 from jax_edm2.ops import convolve
-from jax_edm2.safetensors_format import NAMES, File, FormatError
+from jax_edm2.safetensors_format import CODES, File, FormatError
 
 NORM_EPS = 1e-6
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # what diffusers calls the files of a VAE
@@ -111,7 +111,8 @@ class VAEDecoder:
     def __call__(self, params: Mapping[str, jax.Array], z: jax.Array) -> jax.Array:
         """Raw latents z [N, 4, h, w] to pictures [N, 3, 8 h, 8 w], by the published VAE from 0 to 1.
 
-        In between the channels are last.
+        Another VAE has latent_channels and out_channels, and `scale` for 8. params: by the names in `config.tensors`,
+        all in the dtype of z, which is that of the pictures. In between the channels are last.
         """
         config = self.config
         conv, norm = partial(_conv, params), partial(_norm, params, config.norm_num_groups)
@@ -167,8 +168,9 @@ def _attention(params, name: str, x: jax.Array) -> jax.Array:
 def load_vae(path: Path, config: Path | None = None, *, dtype=jnp.float32) -> tuple[VAEDecoder, dict[str, jax.Array]]:
     """A VAE's decoder and its tensors, from diffusers' folder or its safetensors file.
 
-    config: its config.json; by default that beside the file, or the published VAE's if there is none.
-    Raises: VAEError.
+    config: its config.json; by default that beside the file, or the published VAE's if there is none. dtype: of the
+    tensors, and of what is computed with them.
+    Raises: VAEError if it is missing, broken, or no AutoencoderKL with plain blocks.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -201,8 +203,8 @@ def _problems(file: File, stored: Mapping[str, str], tensors: Mapping[str, tuple
             problems.append(f"- {name} {list(shape)} is missing")
         elif entry.shape != shape:
             problems.append(f"! {name} is {list(entry.shape)}, should be {list(shape)}")
-        elif entry.dtype not in NAMES:
-            problems.append(f"! {name} is {entry.dtype}, should be one of {', '.join(NAMES)}")
+        elif entry.dtype not in CODES:
+            problems.append(f"! {name} is {entry.dtype}, should be one of {', '.join(CODES)}")
     unknown = sorted(name for name in file.entries.keys() - {*stored.values()} if name.startswith(_DECODER))
     return problems + [f"+ {printable(name[:200])} is not part of it" for name in unknown]
 

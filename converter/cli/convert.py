@@ -19,10 +19,12 @@ from converter.cli.source import Fetching, Location, locate, options
 from converter.convert import DTYPES, checkpoint_tensors, convert, describe, tree_lines
 from converter.snapshot import Snapshot, read_snapshot
 from jax_edm2 import __version__
-from jax_edm2.checkpoint import ORBAX_MARK, WRITERS, CheckpointError, Tensor, read_record, stored_dtype
+from jax_edm2.checkpoint import WRITERS, read_record
 from jax_edm2.messages import listing
+from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import CHECK, Record, Sampler
 from jax_edm2.strict_json import dumps
+from jax_edm2.tensors import CheckpointError, Tensor, stored_dtype
 
 NAMED = 5  # tensors, in a warning
 PROGRESS_FROM = 64 * 2**20  # bytes; smaller files are done before a bar is drawn

@@ -11,8 +11,8 @@ import click
 
 from converter.cli.interrupts import INTERRUPTED, KeyboardInterrupts, leave_at_once
 from converter.errors import ConverterError, ProcessFailed
-from jax_edm2.checkpoint import CheckpointError
 from jax_edm2.messages import one_line
+from jax_edm2.tensors import CheckpointError
 
 BAD_INPUT = 2
 TERMINATED = 128 + signal.SIGTERM

@@ -23,12 +23,12 @@ from converter.errors import ConverterError
 from converter.networks import LoadedNetwork, is_checkpoint, load_network
 from jax_edm2 import __version__, strict_json
 from jax_edm2.checkpoint import read_record
-from jax_edm2.tensors import not_finite
+from jax_edm2.dtypes import not_finite
+from jax_edm2.settings import SAMPLERS, Churn, Settings
 
 if TYPE_CHECKING:
     from converter.pictures import Folder
     from jax_edm2.generation import Batch, Generator
-    from jax_edm2.sampling import Settings
 
 WRITERS = 4  # threads that write pictures
 
@@ -77,7 +77,7 @@ class _Request:
 
     net: Location
     guide: Location | None
-    settings: "Settings"
+    settings: Settings
     seeds: tuple[int, ...]
     class_idx: int | None
     batch: int
@@ -103,24 +103,51 @@ class _Request:
     "--batch", type=click.IntRange(1, 65536), default=32, show_default=True, help="Most pictures at once on a device."
 )
 @click.option(
-    "--steps", "num_steps", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Sampling steps."
+    "--steps",
+    "num_steps",
+    type=click.IntRange(1, 10_000),
+    default=Settings.num_steps,
+    show_default=True,
+    help="Sampling steps.",
 )
-@click.option("--sigma_min", type=POSITIVE, default=0.002, show_default=True, help="Lowest noise level.")
-@click.option("--sigma_max", type=POSITIVE, default=80, show_default=True, help="Highest noise level.")
-@click.option("--rho", type=POSITIVE, default=7, show_default=True, help="Exponent of the noise levels.")
-@click.option("--S_churn", "S_churn", type=click.FloatRange(min=0), default=0, show_default=True, help="Stochasticity.")
-@click.option("--S_min", "S_min", type=click.FloatRange(min=0), default=0, show_default=True, help="Its lowest level.")
+@click.option(
+    "--sigma_min", type=POSITIVE, default=f"{Settings.sigma_min:g}", show_default=True, help="Lowest noise level."
+)
+@click.option(
+    "--sigma_max", type=POSITIVE, default=f"{Settings.sigma_max:g}", show_default=True, help="Highest noise level."
+)
+@click.option(
+    "--rho", type=POSITIVE, default=f"{Settings.rho:g}", show_default=True, help="Exponent of the noise levels."
+)
+@click.option(
+    "--S_churn",
+    "S_churn",
+    type=click.FloatRange(min=0),
+    default=f"{Churn.S_churn:g}",
+    show_default=True,
+    help="Stochasticity.",
+)
+@click.option(
+    "--S_min",
+    "S_min",
+    type=click.FloatRange(min=0),
+    default=f"{Churn.S_min:g}",
+    show_default=True,
+    help="Its lowest level.",
+)
 @click.option(
     "--S_max",
     "S_max",
     type=click.FloatRange(min=0),
-    default=float("inf"),
+    default=Churn.S_max,
     show_default=True,
     help="Its highest level.",
 )
-@click.option("--S_noise", "S_noise", type=float, default=1, show_default=True, help="Inflation of its noise.")
 @click.option(
-    "--sampler", type=click.Choice(["heun", "euler", "dpmpp-2m"]), default="heun", show_default=True,
+    "--S_noise", "S_noise", type=float, default=f"{Churn.S_noise:g}", show_default=True, help="Inflation of its noise."
+)
+@click.option(
+    "--sampler", type=click.Choice(SAMPLERS), default=Settings.sampler, show_default=True,
     help="heun is NVlabs'; the others take half the time for a step.",
 )  # fmt: skip
 @click.option(
@@ -260,10 +287,8 @@ def _location(text: str) -> Location:
     return location
 
 
-def _settings(flags: dict[str, Any], guidance: float) -> "Settings":
+def _settings(flags: dict[str, Any], guidance: float) -> Settings:
     """Raises: click.UsageError."""
-    from jax_edm2.sampling import Churn, Settings
-
     values = dict(flags)
     churn = Churn(**{name: values.pop(name) for name in ("S_churn", "S_min", "S_max", "S_noise")})
     interval = values.pop("guidance_interval")

@@ -12,8 +12,8 @@ from typing import Any
 
 from converter.formats.file import ByteRange, File, PickleError
 from converter.formats.pickle_reader import Budget, Global, Interpreter
+from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
-from jax_edm2.tensors import ITEM_SIZES
 
 STORAGE_TYPES = {
     Global("torch", "HalfStorage"): "float16",
@@ -102,7 +102,7 @@ def storage(file: File, payload: ByteRange, budget: Budget) -> Storage:
     (count,) = struct.unpack("<q", file.read(position, 8))
     data = ByteRange(position + 8, end - position - 8)
     dtype = STORAGE_TYPES[kind]
-    if count != numel or data.length != numel * ITEM_SIZES[dtype]:
+    if count != numel or data.length != numel * DTYPES[dtype].size:
         fail(f"announces {numel} and {count} elements of {dtype} and holds {data.length} bytes")
     return Storage(dtype, numel, data)
 

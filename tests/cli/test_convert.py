@@ -18,7 +18,7 @@ from converter import processes
 from converter.cli.convert import edm2_convert
 from converter.finite import count_not_finite
 from converter.processes import ROOT
-from jax_edm2.tensors import ITEM_SIZES, numpy_dtype
+from jax_edm2.dtypes import DTYPES
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.children import command
 from tests.support.networks import network
@@ -129,10 +129,10 @@ def test_not_finite_values_are_found(dtype, plain, monkeypatch):
     """Among bit patterns of all kinds: every one of two bytes, and random ones with each exponent."""
     if plain:
         monkeypatch.setattr("converter.finite._numpy_is_there", lambda: False)
-    size = ITEM_SIZES[dtype]
+    size = DTYPES[dtype].size
     bits = np.arange(2**16, dtype=f"u{size}") << (8 * size - 16)
     bits |= np.random.default_rng(0).integers(0, 2 ** (8 * size - 16), 2**16, dtype=bits.dtype)
-    values = bits.view(numpy_dtype(dtype))
+    values = bits.view(DTYPES[dtype].numpy)
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = ~np.isfinite(values.astype(np.float64))
     assert count_not_finite(values.tobytes(), dtype) == wanted.sum() > 0

@@ -24,7 +24,7 @@ from golden.digits import load_network
 from jax_edm2.config import EDM2Config
 from jax_edm2.generation import Draw
 from jax_edm2.record import Sampler
-from jax_edm2.sampling import Settings
+from jax_edm2.settings import Settings
 from tests.jax_edm2.test_vae import SMALL, torch_vae
 from tests.support.children import command
 from tests.support.samples import with_torch

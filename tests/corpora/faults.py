@@ -176,8 +176,8 @@ CHECKPOINT = [
 
 # In the network: (file, old, new); `old` must occur in the file, and only its first occurrence is replaced
 
-OPS, NET, TWO, TRAIN, EMA, SAMPLE = "ops", "network", "twofold", "training", "ema", "sampling"
-CONVOLVE = 'return convolve(x, w, self.kernel[0] // 2, "HWIO" if self.folded else "OIHW")'
+OPS, NET, TWO, TRAIN, EMA, SAMPLE, LEVELS = "ops", "network", "twofold", "training", "ema", "sampling", "settings"
+CONVOLVE = "return convolve(x, w, self.kernel[0] // 2, self.layout.kind)"
 NETWORK = [
     Fault("eps 1e-6", EMBEDDING, "emb_noise", (OPS, "eps: float = 1e-4", "eps: float = 1e-6")),
     Fault("eps inside the root", EMBEDDING, "emb_noise", (OPS, "norm = norm * math.sqrt(norm.size / x.size) + eps",
@@ -200,11 +200,11 @@ NETWORK = [
     Fault("upsampling without the factor 4", UP, "resample", (OPS, "2 * f[k] if", "f[k] if")),
     Fault("upsampling shifted by a pixel", UP, "resample", (OPS, "_shifted(x, d, axis)", "_shifted(x, d + 1, axis)")),
     Fault("downsampling shifted by a pixel", DOWN, "resample", (OPS, "keepdims=False), d, axis)", "keepdims=False), d + 1, axis)")),
-    Fault("weights not normalised", EMBEDDING, "emb_noise", (NET, "w = normalize(w) * (scale", "w = w * (scale")),
-    Fault("weights normalised over the wrong axes", EMBEDDING, "emb_noise", (NET, "w = normalize(w) * (scale", "w = normalize(w, 0) * (scale")),
-    Fault("fan-out for fan-in", EMBEDDING, "emb_label", (NET, "1 / math.sqrt(w[0].size)", "1 / math.sqrt(w[:, 0].size)")),
-    Fault("gains ignored", ENC, "emb_linear", (NET, "(scale if gain is None else gain.astype(w.dtype) * scale)", "scale")),
-    Fault("gains squared", ENC, "emb_linear", (NET, "gain.astype(w.dtype) * scale", "jnp.square(gain.astype(w.dtype)) * scale")),
+    Fault("weights not normalised", EMBEDDING, "emb_noise", (OPS, "return normalize(w) * (scale", "return w * (scale")),
+    Fault("weights normalised over the wrong axes", EMBEDDING, "emb_noise", (OPS, "return normalize(w) * (scale", "return normalize(w, 0) * (scale")),
+    Fault("fan-out for fan-in", EMBEDDING, "emb_label", (OPS, "1 / math.sqrt(w[0].size)", "1 / math.sqrt(w[:, 0].size)")),
+    Fault("gains ignored", ENC, "emb_linear", (OPS, "(scale if gain is None else gain.astype(w.dtype) * scale)", "scale")),
+    Fault("gains squared", ENC, "emb_linear", (OPS, "gain.astype(w.dtype) * scale", "jnp.square(gain.astype(w.dtype)) * scale")),
     Fault("convolution kernel flipped", CONV_IN, "conv", (NET, "convolve(x, w,", "convolve(x, w[:, :, ::-1, ::-1],")),
     Fault("convolution in bfloat16", CONV_IN, "conv", (NET, CONVOLVE,
           "return convolve(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), self.kernel[0] // 2).astype(x.dtype)")),
@@ -286,12 +286,12 @@ BEYOND = [
     Fault("projected over the wrong axes", "gradients", "", (TRAIN, "return normalize(value) if", "return normalize(value, 0) if")),
     Fault("EMA exponent off by one", "gradients", "ema/", (EMA, "share = -math.expm1(before * (power_function_exponent(std) + 1))", "share = -math.expm1(before * power_function_exponent(std))")),
     Fault("EMA of the old value", "gradients", "ema/", (EMA, "old + (new - old) * share", "new + (old - new) * share")),
-    Fault("gains without a gradient", "gradients", "gain", (NET, "gain.astype(w.dtype) * scale", "jax.lax.stop_gradient(gain).astype(w.dtype) * scale")),
+    Fault("gains without a gradient", "gradients", "gain", (OPS, "gain.astype(w.dtype) * scale", "jax.lax.stop_gradient(gain).astype(w.dtype) * scale")),
     Fault("clipping without a gradient", "gradients", "", (NET, "x = jnp.clip(x,", "x = x - jax.lax.stop_gradient(x) * 0.5 - 0.5 * x + jnp.clip(jax.lax.stop_gradient(x),")),
     Fault("Euler for Heun", "trajectory", "", (SAMPLE, "(state.slope + slope) / 2, slope)", "state.slope, slope)")),
     Fault("corrector's slope at the old noise level", "trajectory", "", (SAMPLE, "rows.append((end, end - start, 1,", "rows.append((start, end - start, 1,")),
-    Fault("schedule with rho 6", "trajectory", "", (SAMPLE, "rho: float = 7.0", "rho: float = 6.0")),
-    Fault("schedule ends at sigma_min", "trajectory", "", (SAMPLE, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
+    Fault("schedule with rho 6", "trajectory", "", (LEVELS, "rho: float = 7.0", "rho: float = 6.0")),
+    Fault("schedule ends at sigma_min", "trajectory", "", (LEVELS, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
 ]  # fmt: skip
 FAULTS = CHECKPOINT + NETWORK + BEYOND
 

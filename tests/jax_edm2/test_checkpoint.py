@@ -130,7 +130,7 @@ def test_nothing_is_left_when_writing_fails(digits, tmp_path, name, monkeypatch)
     def fail(*_):
         raise OSError("no space left on device")
 
-    for module in ("safetensors_format", "orbax_format"):
+    for module in ("safetensors_checkpoint", "orbax_checkpoint"):
         monkeypatch.setattr(f"jax_edm2.{module}.tensors_digest", fail)
     with pytest.raises(OSError, match="no space"):
         jax_edm2.save(tmp_path / name, *digits)

@@ -13,7 +13,7 @@ from converter.processes import ROOT
 from jax_edm2.decoding import decode_pixels, make_decoder
 from jax_edm2.generation import Draw, Generator, JaxStreams, share
 from jax_edm2.record import Encoder
-from jax_edm2.sampling import Churn, Settings
+from jax_edm2.settings import Churn, Settings
 from torch_ref.encoders import StandardRGBEncoder
 
 QUICK = Settings(num_steps=4)
@@ -71,7 +71,7 @@ def test_two_devices_give_what_one_gives(digits, digits_guide, settings):
 def test_eight_devices_give_what_one_gives(digits_checkpoint):
     code = (
         "import sys, hashlib, jax, numpy as np, jax_edm2;"
-        "from jax_edm2.generation import Generator; from jax_edm2.sampling import Settings;"
+        "from jax_edm2.generation import Generator; from jax_edm2.settings import Settings;"
         f"network = jax_edm2.load({str(digits_checkpoint)!r});"
         "generator = Generator(*network, settings=Settings(num_steps=4));"
         "batches = [np.asarray(b.latents)[:len(b.seeds)] for b in generator(range(9), batch=1)];"

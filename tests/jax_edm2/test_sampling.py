@@ -13,7 +13,8 @@ import torch_ref.sampling
 from converter.snapshot import read_snapshot
 from golden.digits import load_network
 from jax_edm2.generation import Draw
-from jax_edm2.sampling import Churn, Settings, dpmpp_2m, euler, guided, heun, heun_states, noise_levels, sample
+from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
+from jax_edm2.settings import Churn, Settings, noise_levels
 from tests.support.samples import OPTIONS, with_jax, with_torch
 from torch_ref.network import Precond
 
@@ -197,3 +198,28 @@ def test_a_guide_must_fit(digits):
         sample(net, variables, noise, guide=(other, {}), settings=Settings(guidance=2.0))
     with pytest.raises(ValueError, match="guidance 2 needs a guide"):
         sample(net, variables, noise, settings=Settings(guidance=2.0))
+
+
+def test_denoiser_is_equation_3(digits, digits_guide):
+    """Of networks as they are and of folded ones; outside of the interval it is the network alone."""
+    x = np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32)
+    labels = jnp.eye(10)[:2]
+    for net, guide in ((digits, digits_guide), (jax_edm2.fold(*digits), jax_edm2.fold(*digits_guide))):
+        plain, other = (jax.jit(denoiser(*network, labels)) for network in (net, guide))
+        mixed = jax.jit(denoiser(*net, labels, guide=guide, guidance=1.7, interval=(0.3, 3.0)))
+        expected = 1.7 * plain(x, 3.0) - 0.7 * other(x, 3.0)
+        assert mixed(x, 3.0).dtype == jnp.float32
+        np.testing.assert_allclose(mixed(x, 3.0), expected, rtol=0, atol=3.6e-7)  # measured: 1.2e-7
+        np.testing.assert_array_equal(mixed(x, 0.3), plain(x, 0.3))
+        assert np.abs(plain(x, 3.0) - other(x, 3.0)).max() > 1e-2
+    unconditional = denoiser(*digits)
+    np.testing.assert_array_equal(unconditional(x, 3.0), digits[0].apply(digits[1], x, 3.0))
+
+
+def test_what_a_denoiser_refuses(digits):
+    other = jax_edm2.Precond(jax_edm2.EDM2Config(8, 1, 5, model_channels=8, channel_mult=(1,), channels_per_head=8))
+    with pytest.raises(ValueError, match=r"guidance 1\.5 needs a guide"):
+        denoiser(*digits, guidance=1.5)
+    with pytest.raises(ValueError, match="the guide has label_dim 5, and the network 10"):
+        denoiser(*digits, guide=(other, {}), guidance=1.5)
+    denoiser(*digits, guide=(other, {}))  # a guide that is not asked may be any

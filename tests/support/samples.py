@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from golden.digits import one_hot
-from jax_edm2.sampling import Churn, Settings, sample
+from jax_edm2.sampling import sample
+from jax_edm2.settings import Churn, Settings
 from torch_ref import sampling as reference
 
 OPTIONS = {

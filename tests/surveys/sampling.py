@@ -18,7 +18,7 @@ from converter.snapshot import read_snapshot
 from golden.digits import DigitClassifier, load_network
 from jax_edm2.decoding import decode_pixels
 from jax_edm2.generation import Draw
-from jax_edm2.sampling import Settings
+from jax_edm2.settings import Settings
 from tests.support.samples import OPTIONS, with_jax, with_torch
 from torch_ref.encoders import StandardRGBEncoder
 

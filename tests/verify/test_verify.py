@@ -22,8 +22,8 @@ from converter.verify.throughput import measure as throughput
 from converter.verify.truth import Truth
 from jax_edm2 import Precond, fold, save
 from jax_edm2 import network as jax_network
-from jax_edm2.checkpoint import CheckpointError
 from jax_edm2.config import EDM2Config
+from jax_edm2.tensors import CheckpointError
 from tests.corpora.faults import Laboratory
 from tests.support.networks import configs, relative_error
 from tests.surveys.verify import verify_random

@@ -28,7 +28,8 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.ema import update_average
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
-from jax_edm2.sampling import heun_states, noise_levels
+from jax_edm2.sampling import heun_states
+from jax_edm2.settings import noise_levels
 from jax_edm2.training import denoising_loss, project_to_sphere
 from jax_edm2.twofold import Twofold
 

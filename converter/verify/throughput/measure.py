@@ -290,7 +290,8 @@ def _jax_ways(job: Job):
         return _process_memory()
 
     def sampling():
-        from jax_edm2.sampling import Settings, sample
+        from jax_edm2.sampling import sample
+        from jax_edm2.settings import Settings
 
         folded, settings = fold(net, variables), Settings(num_steps=job.steps)
 

@@ -8,8 +8,9 @@ from flax.core import freeze
 from flax.traverse_util import flatten_dict
 
 import jax_edm2
+from jax_edm2.bridges.nmboffi import PrecondUNet
 from jax_edm2.config import EDM2Config
-from jax_edm2.network import Precond, PrecondUNet
+from jax_edm2.network import Precond
 from tests.jax_edm2.test_parity import CONFIG, jax_variables
 from tests.support.networks import network, relative_error
 

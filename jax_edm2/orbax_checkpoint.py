@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2 import strict_json
+from jax_edm2.dtypes import DTYPES
+from jax_edm2.files import whole_or_nothing
 from jax_edm2.messages import printable
 from jax_edm2.record import KEY, Record, tensors_digest
-from jax_edm2.tensors import ITEM_SIZES, CheckpointError, Digest, Tensor, numpy_dtype, stored_dtype
+from jax_edm2.tensors import CheckpointError, Digest, Tensor, refuse_to_lose, stored_dtype
 
 if TYPE_CHECKING:
     import jax
@@ -29,11 +31,11 @@ MOST_FILES = 10_000
 MOST_JSON = 4 * 2**20  # bytes of a file of metadata; XXL's largest has 70,000
 
 
-class OrbaxFolder:
-    """A checkpoint's record and shapes, and its arrays when they are asked for."""
+class OrbaxCheckpoint:
+    """A folder: its record, its shapes by path, and its variables when they are asked for."""
 
     def __init__(self, path: Path):
-        """Raises: CheckpointError."""
+        """Raises: CheckpointError, RecordError."""
         self._ocp = orbax()
         from flax.traverse_util import flatten_dict
 
@@ -46,13 +48,14 @@ class OrbaxFolder:
             self._leaves = flatten_dict(dict(metadata.item_metadata.tree), sep="/")
             self.shapes = {name: tuple(map(int, leaf.shape)) for name, leaf in self._leaves.items()}
             self.dtypes = {name: str(leaf.dtype) for name, leaf in self._leaves.items()}
-            self.record_text: Any = metadata.custom_metadata[KEY]
+            text: Any = metadata.custom_metadata[KEY]
         for name, dtype in self.dtypes.items():
-            if dtype not in ITEM_SIZES:
-                known = ", ".join(ITEM_SIZES)
+            if dtype not in DTYPES:
+                known = ", ".join(DTYPES)
                 raise CheckpointError(f"{path}: {printable(name[:200])} is {dtype}; weights are {known}")
+        self.record = Record.from_json(text)
 
-    def arrays(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
+    def variables(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
         """All variables by path, as `dtype` (None: as stored), on the devices of `sharding`; hashed into `digest`.
 
         Beside what is given back, one tensor at a time is brought together on the host, to be hashed or cast.
@@ -62,7 +65,7 @@ class OrbaxFolder:
         from flax.traverse_util import flatten_dict, unflatten_dict
 
         tree = {
-            name: jax.ShapeDtypeStruct(shape, numpy_dtype(self.dtypes[name]), sharding=sharding)
+            name: jax.ShapeDtypeStruct(shape, DTYPES[self.dtypes[name]].numpy, sharding=sharding)
             for name, shape in self.shapes.items()
         }
         with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
@@ -76,6 +79,9 @@ class OrbaxFolder:
             if dtype is not None:
                 found[name] = jax.device_put(array.astype(dtype), sharding)
         return found
+
+    def close(self):
+        """Nothing is left open."""
 
 
 def _look_at(path: Path):
@@ -144,7 +150,25 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-def write(
+def write_orbax(
+    path: str | os.PathLike,
+    tensors: Mapping[str, Tensor],
+    record: Record,
+    *,
+    overwrite: bool = False,
+    finish: Callable[[Record], Record] = lambda record: record,
+) -> Record:
+    """As `write_safetensors`, into an orbax folder. Needs orbax and memory for the whole tree.
+
+    A folder that exists is replaced only if it is an orbax checkpoint, whatever `overwrite` says.
+    """
+    orbax()
+    refuse_to_lose(Path(path), unless=MARK)
+    with whole_or_nothing(Path(path).absolute(), overwrite=overwrite) as temporary:
+        return _write(temporary, path, tensors, record, finish)
+
+
+def _write(
     path: Path, shown: Any, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]
 ) -> Record:
     """Write a new folder, with memory for the whole tree, and return its record. shown: what errors call it."""
@@ -169,7 +193,7 @@ def write(
 def _from_bytes(data: bytes, tensor: Tensor) -> "np.ndarray":
     import numpy as np
 
-    return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+    return np.frombuffer(data, DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
 
 
 def orbax():

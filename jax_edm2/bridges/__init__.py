@@ -1,0 +1,1 @@
+"""The same network as other projects know it: their classes, arguments and call signatures over our modules."""

@@ -1,0 +1,160 @@
+"""Checkpoints that are safetensors files: one network each, written as a stream and read tensor by tensor.
+
+The keys are `/`-joined tree paths (`params/unet/out_gain`), and the metadata has the single key `edm2`. Reading and
+writing needs no jax until arrays are asked for.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jax_edm2.dtypes import DTYPES
+from jax_edm2.files import whole_or_nothing
+from jax_edm2.messages import printable
+from jax_edm2.record import KEY, Record, tensors_digest
+from jax_edm2.safetensors_format import CODES, File
+from jax_edm2.tensors import CheckpointError, Digest, Tensor, refuse_to_lose, stored_dtype
+
+if TYPE_CHECKING:
+    import jax
+
+THREADS = 3  # that read, hash and write, and one of them flushes
+FLUSH_EVERY = 0.03  # seconds
+ROOM = 16  # bytes more in a header for what becomes known while tensors are written
+
+
+class SafetensorsCheckpoint:
+    """An open file: its record, its shapes by path, and its variables when they are asked for. Close it in the end."""
+
+    def __init__(self, path: Path):
+        """Raises: FormatError, CheckpointError, RecordError, OSError."""
+        self.path, self._file = path, File(path)
+        try:
+            for name, entry in self._file.entries.items():
+                if entry.dtype not in CODES:
+                    known = ", ".join(CODES)
+                    raise CheckpointError(f"{path}: {printable(name[:200])} is {entry.dtype}; weights are {known}")
+            self.record = Record.from_json(self._file.metadata.get(KEY, "null"))
+        except BaseException:
+            self._file.close()
+            raise
+        self.shapes = {name: entry.shape for name, entry in self._file.entries.items()}
+
+    def variables(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
+        """All variables by path, as `dtype` (None: as stored), on the devices of `sharding`; hashed into `digest`.
+
+        One tensor at a time is on the host, and a few that are read ahead while they are hashed. Raises: FormatError.
+        """
+        import jax
+
+        def put(array):
+            return jax.device_put(array if dtype is None else array.astype(dtype), sharding)
+
+        if digest is None:
+            return {name: put(self._file.array(name)) for name in self._file.entries}
+        found = {}
+        for name, array, sha256 in self._file.hashed_arrays():
+            digest.add(name, str(array.dtype), array.shape, sha256)
+            found[name] = put(array)
+        return found
+
+    def close(self):
+        self._file.close()
+
+
+def write_safetensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, Tensor],
+    record: Record,
+    *,
+    overwrite: bool = False,
+    finish: Callable[[Record], Record] = lambda record: record,
+) -> Record:
+    """Stream `tensors` into a file, never holding more than a chunk, and return the record that was written.
+
+    That is `record` with dtype and digest set, through `finish`, which may add what is only known when all tensors
+    have been read (a hash of the source) as long as that makes the record no more than a few bytes longer.
+    Raises: CheckpointError if `path` is a folder, link or device; FileExistsError unless `overwrite`; OSError.
+    """
+    refuse_to_lose(Path(path))
+    record = dataclasses.replace(record, dtype=stored_dtype(tensors))
+    with whole_or_nothing(Path(path), overwrite=overwrite) as temporary:
+        return _write(temporary, tensors, record, finish)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]) -> Record:
+    """`write_safetensors`, where there is no file yet. record: all but the digest."""
+    # The largest items first, so that every tensor is aligned; then by name.
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].size, name))
+    header, offsets = _write_header(tensors, order, dataclasses.replace(record, digest=tensors_digest({})))
+    with open(path, "wb") as file:
+
+        def write_one(name):
+            tensor, offset, sha = tensors[name], len(header) + offsets[name], hashlib.sha256()
+            for chunk in tensor.chunks():
+                sha.update(chunk)
+                _write_at(file.fileno(), chunk, offset)
+                offset += len(chunk)
+            return name, (tensor.dtype, tensor.shape, sha.hexdigest())
+
+        done = threading.Event()
+        with ThreadPoolExecutor(THREADS) as pool:  # reading, hashing and writing all release the GIL
+            flushed = pool.submit(_flush, file.fileno(), done)
+            try:
+                lines = dict(_all(pool, write_one, order))
+            finally:
+                done.set()
+            flushed.result()
+        record = finish(dataclasses.replace(record, digest=tensors_digest(lines)))
+        final, _ = _write_header(tensors, order, record, len(header))
+        _write_at(file.fileno(), final, 0)
+        os.fsync(file.fileno())
+    return record
+
+
+def _write_header(
+    tensors: Mapping[str, Tensor], order: list[str], record: Record, length: int | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The beginning of the file, of `length` bytes if that is given, and where each tensor lies after it."""
+    entries: dict[str, Any] = {"__metadata__": {KEY: record.to_json()}}
+    offsets = {}
+    offset = 0
+    for name in order:
+        offsets[name], end = offset, offset + tensors[name].nbytes
+        code = DTYPES[tensors[name].dtype].code
+        entries[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    size = -(-(len(text) + ROOM) // 8) * 8 if length is None else length - 8
+    if len(text) > size:
+        raise ValueError("the metadata record became longer while the tensors were written")
+    return size.to_bytes(8, "little") + text.ljust(size), offsets
+
+
+def _all(pool: Executor, function: Callable, items: Iterable) -> list:
+    """Results of `function` on every item; the first error cancels what has not begun."""
+    futures = [pool.submit(function, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _flush(descriptor: int, done: threading.Event):
+    """Keep the disk busy while the file is still being written, so that little is left for the last fsync."""
+    while not done.wait(FLUSH_EVERY):
+        os.fsync(descriptor)
+
+
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int):
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
