@@ -14,10 +14,11 @@ import click
 from converter import embedded, presets
 from converter.cache import sha256 as file_sha256
 from converter.cli.cache import edm2_convert_cache
+from converter.cli.options import source_options
 from converter.cli.run import run, say
-from converter.cli.source import Fetching, Location, locate, options
 from converter.convert import DTYPES, checkpoint_tensors, convert, describe, tree_lines
 from converter.snapshot import Snapshot, read_snapshot
+from converter.sources import Fetching, Location, locate
 from jax_edm2 import __version__
 from jax_edm2.checkpoint import ORBAX_MARK, WRITERS, CheckpointError, Tensor, read_record, stored_dtype
 from jax_edm2.messages import listing
@@ -47,7 +48,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 
 @click.command(name="edm2-convert", epilog=EPILOG, context_settings={"max_content_width": 100})
 @click.argument("source", required=False)
-@options
+@source_options
 @click.option(
     "-o",
     "--output",

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter import embedded, presets
-from converter.cli.devices import Cluster, start
+from converter.cli.options import source_options
 from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
-from converter.cli.source import Fetching, Location, locate
-from converter.cli.source import options as source_options
-from converter.cli.vae import find_vae
+from converter.devices import Cluster, start
 from converter.errors import ConverterError
 from converter.networks import LoadedNetwork, is_checkpoint, load_network
+from converter.sources import Fetching, Location, locate
+from converter.vae import find_vae
 from jax_edm2 import __version__, strict_json
 from jax_edm2.checkpoint import read_record
 from jax_edm2.tensors import not_finite
