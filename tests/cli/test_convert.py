@@ -265,3 +265,17 @@ def test_a_closed_pipe_is_no_error(digits_pkl):
     command = f"{shlex.join(COMMAND)} {digits_pkl} --dry-run | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""
+
+
+def test_a_file_with_the_name_of_a_command(digits_pkl, tmp_path):
+    """`cache` is a command where it comes first; ./cache is a file, and so is what follows an option or --."""
+    (tmp_path / "cache").write_bytes(digits_pkl.read_bytes())
+    for arguments in (["./cache"], ["--dry-run", "--", "cache"], ["--dry-run", "cache"]):
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "63 tensors" in result.stdout
+    result = run("cache", "list", "--cache-dir", tmp_path / "none", cwd=tmp_path)
+    assert result.stdout == f"{tmp_path / 'none'}: 0 files, 0.0 MB\n"
+    assert run("cache", "list", "--help").stdout.startswith("Usage: edm2-convert cache list [OPTIONS]\n")
+    assert "edm2-convert cache list|verify|clear" in run("--help").stdout
+    fails("cache", "lists", text="No such command 'lists'", cwd=tmp_path)
