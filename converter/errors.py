@@ -9,6 +9,10 @@ class RequestError(ConverterError):
     """A request that contradicts itself, or lacks something; it is wrong before any input is read."""
 
 
+class SampleError(ConverterError):
+    """Sampling that cannot be done as asked."""
+
+
 class SnapshotError(ConverterError):
     """A file that is not a sound EDM2 snapshot. The message begins with the file's path."""
 

@@ -84,7 +84,9 @@ def edm2_convert(
         _list_presets(json_)
         return
     fetching = Fetching(sha256, cache_dir, offline, timeout)
-    request = ConversionRequest(source, preset, output, format_, dtype, dry_run, force, fetching)
+    request = ConversionRequest(
+        source, preset, output, format=format_, dtype=dtype, dry_run=dry_run, force=force, fetching=fetching
+    )
     conversion = fetch_and_convert(request, warn=_warn, progress=_progress_bar)
     if json_:
         click.echo(dumps(conversion.to_json()))
