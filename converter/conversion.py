@@ -14,7 +14,7 @@ from typing import Any
 from converter import embedded, presets
 from converter.cache import sha256 as file_sha256
 from converter.convert import checkpoint_tensors, convert, describe
-from converter.errors import RequestError
+from converter.errors import UsageError
 from converter.progress import Progress, Warn, silent
 from converter.snapshot import Snapshot, read_snapshot
 from converter.sources import Fetching, Location, locate
@@ -105,12 +105,12 @@ def fetch_and_convert(
     """Do what is requested. A guide goes beside its network's checkpoint, and is kept if it is there already.
 
     warn: is given a line for each thing that the user should know. progress: of a file's name and its tensors' bytes.
-    Raises: RequestError, ConverterError; FileExistsError unless `request.force`; OSError.
+    Raises: UsageError, ConverterError; FileExistsError unless `request.force`; OSError.
     """
     location, preset = locate(request.source, request.preset)
     guide = Location(presets.url(preset.guide)) if preset is not None and preset.guide else None
     if guide is not None and request.fetching.sha256 is not None:
-        raise RequestError("--sha256 is for one file, and this preset has two; the cache remembers both hashes")
+        raise UsageError("--sha256 is for one file, and this preset has two; the cache remembers both hashes")
     output = _output(request.output, location, request.format)
     if output.exists() and not request.force and not request.dry_run:  # before anything is fetched
         raise FileExistsError(f"{output} exists")

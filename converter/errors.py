@@ -5,7 +5,7 @@ class ConverterError(Exception):
     """An input that is missing, broken or refused; the message is one line for the user."""
 
 
-class RequestError(ConverterError):
+class UsageError(ConverterError):
     """A request that contradicts itself, or lacks something; it is wrong before any input is read."""
 
 

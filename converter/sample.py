@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter import embedded
-from converter.errors import RequestError, SampleError
+from converter.errors import SampleError, UsageError
 from converter.networks import LoadedNetwork, load_network
 from converter.progress import Progress, Warn, silent
 from converter.sample_request import GRID_ALONE, Resolved, SampleRequest, resolve
@@ -48,7 +48,7 @@ def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Prog
     JAX is brought up as it likes, unless `converter.devices.start` did it before.
     warn: is given a line for each thing that the user should know. progress: of the folder's name and the number of its
     pictures; it has been told of all that are there when an error or an interruption ends it.
-    Raises: RequestError, ConverterError, CheckpointError, OSError.
+    Raises: UsageError, ConverterError, CheckpointError, OSError.
     """
     import jax
     from jax.errors import JaxRuntimeError
@@ -57,7 +57,7 @@ def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Prog
 
     resolved = resolve(request)
     if request.grid and jax.process_count() > 1:
-        raise RequestError(GRID_ALONE)
+        raise UsageError(GRID_ALONE)
     folder = Folder(request.outdir, subdirs=request.subdirs, suffix=".npy" if request.latents else ".png")
     sheet = request.outdir / "grid.png" if request.grid else None
     if sheet is not None and sheet.is_dir():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter import presets
-from converter.errors import RequestError, SampleError
+from converter.errors import SampleError, UsageError
 from converter.networks import is_checkpoint
 from converter.sources import Fetching, Location, locate
 from jax_edm2.checkpoint import read_record
@@ -30,7 +30,7 @@ class SampleRequest:
     vae: by default what the network names. vae_batch: latents that are decoded at once on a device. latents: arrays of
     what the network gives are saved in place of pictures. subdirs: there is a folder for every 1,000 seeds. grid: there
     is a contact sheet, too. skip_existing: pictures that are there, and whole, are left.
-    Raises: RequestError for values that make no sense in themselves.
+    Raises: UsageError for values that make no sense in themselves.
     """
 
     outdir: Path
@@ -61,24 +61,24 @@ class SampleRequest:
 
     def __post_init__(self):
         if self.grid and self.latents:
-            raise RequestError(GRID_ALONE)
+            raise UsageError(GRID_ALONE)
         if self.preset is None and self.net is None:
-            raise RequestError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
+            raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
         self.settings(2.0)
 
     def settings(self, guidance: float) -> "Settings":
-        """The sampler's settings. Raises: RequestError."""
+        """The sampler's settings. Raises: UsageError."""
         from jax_edm2.sampling import NO_CHURN, Settings
 
         if self.interval is not None and guidance == 1:
-            raise RequestError("--guidance-interval needs --guidance")
+            raise UsageError("--guidance-interval needs --guidance")
         try:
             return Settings(
                 self.sampler, self.num_steps, self.sigma_min, self.sigma_max, self.rho, guidance,
                 churn=self.churn or NO_CHURN, **({"interval": self.interval} if self.interval else {}),
             )  # fmt: skip
         except ValueError as error:
-            raise RequestError(str(error)) from None
+            raise UsageError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class Resolved:
 def resolve(request: SampleRequest) -> Resolved:
     """Nothing is fetched, and of networks the record of a checkpoint alone is read.
 
-    Raises: RequestError, ConverterError, CheckpointError, OSError.
+    Raises: UsageError, ConverterError, CheckpointError, OSError.
     """
     net, guide, guidance = _networks(request)
     if request.fetching.sha256 is not None and guide is not None:
-        raise RequestError("--sha256 is for one file, and with a guide there are two")
+        raise UsageError("--sha256 is for one file, and with a guide there are two")
     return Resolved(net, guide, request.settings(guidance))
 
 
@@ -116,16 +116,16 @@ def _networks(request: SampleRequest) -> tuple[Location, Location | None, float]
         guide = guide or _beside(path, sampler.guide)
         guidance = sampler.guidance if guidance is None else guidance
     if guidance not in (None, 1) and guide is None:
-        raise RequestError("--guidance needs a guiding network: --gnet, or a guided preset")
+        raise UsageError("--guidance needs a guiding network: --gnet, or a guided preset")
     if guide is not None and guidance is None:
-        raise RequestError("--gnet needs --guidance, a number such as 1.5")
+        raise UsageError("--gnet needs --guidance, a number such as 1.5")
     return location, guide if guidance != 1 else None, 1.0 if guidance is None else guidance
 
 
 def _location(text: str) -> Location:
     location = Location(text)
     if not location.remote and not Path(text).exists():
-        raise RequestError(f"{text}: there is no such file or folder")
+        raise UsageError(f"{text}: there is no such file or folder")
     return location
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from converter import presets
 from converter.cache import Cache, default_cache, sha256
 from converter.cache_files import CacheError
-from converter.errors import RequestError
+from converter.errors import UsageError
 from converter.snapshot import read_snapshot
 from converter.urls import file_name, public_url
 from converter.watchdog import TIMEOUT
@@ -78,9 +78,9 @@ def _check(path: Path):
 
 
 def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Preset | None]:
-    """The snapshot that is asked for, and its preset, if it is a preset's. Raises: RequestError, PresetError."""
+    """The snapshot that is asked for, and its preset, if it is a preset's. Raises: UsageError, PresetError."""
     if (source is None) == (preset is None):
-        raise RequestError("give a SOURCE (a .pkl file or its URL), or --preset NAME; --list-presets shows them")
+        raise UsageError("give a SOURCE (a .pkl file or its URL), or --preset NAME; --list-presets shows them")
     if preset is not None:
         found = presets.find(preset)
         return Location(presets.url(found.net)), found
@@ -90,5 +90,5 @@ def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Pr
             presets.find(location.text)
         except presets.PresetError:
             return location, None
-        raise RequestError(f"{source}: there is no such file; did you mean --preset {source}?")
+        raise UsageError(f"{source}: there is no such file; did you mean --preset {source}?")
     return location, None

@@ -16,9 +16,7 @@ from click.testing import CliRunner
 import jax_edm2
 from converter import processes
 from converter.cli.convert import edm2_convert
-from converter.finite import count_not_finite
 from converter.processes import ROOT
-from jax_edm2.tensors import ITEM_SIZES, numpy_dtype
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.children import command
 from tests.support.networks import network
@@ -121,24 +119,6 @@ def test_not_finite_values_are_kept_and_said(tmp_path):
         weight = np.asarray(variables["params"]["unet"]["out_conv"]["mpconv_weight"])
         np.testing.assert_array_equal(weight.view(np.uint16), net.unet.out_conv.weight.half().numpy().view(np.uint16))
     assert run(tmp_path / "x.pkl", "-o", tmp_path / "y.safetensors", "--dtype", "float32").stderr.count("4 values") == 1
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("plain", [True, False], ids=["plain Python", "numpy"])
-def test_not_finite_values_are_found(dtype, plain, monkeypatch):
-    """Among bit patterns of all kinds: every one of two bytes, and random ones with each exponent."""
-    if plain:
-        monkeypatch.setattr("converter.finite._numpy_is_there", lambda: False)
-    size = ITEM_SIZES[dtype]
-    bits = np.arange(2**16, dtype=f"u{size}") << (8 * size - 16)
-    bits |= np.random.default_rng(0).integers(0, 2 ** (8 * size - 16), 2**16, dtype=bits.dtype)
-    values = bits.view(numpy_dtype(dtype))
-    with np.errstate(over="ignore", invalid="ignore"):
-        wanted = ~np.isfinite(values.astype(np.float64))
-    assert count_not_finite(values.tobytes(), dtype) == wanted.sum() > 0
-    assert count_not_finite(values[~wanted].tobytes(), dtype) == 0
-    for value in values[wanted][:: wanted.sum() // 32]:  # alone, wherever
-        assert count_not_finite(np.array([*values[~wanted][:5], value]).tobytes(), dtype) == 1
 
 
 def test_what_no_record_can_hold(tmp_path):

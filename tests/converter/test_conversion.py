@@ -8,7 +8,7 @@ import torch
 import jax_edm2
 from converter import presets
 from converter.conversion import ConversionRequest, fetch_and_convert
-from converter.errors import RequestError
+from converter.errors import UsageError
 from converter.sources import Fetching
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.listener import Listener
@@ -58,7 +58,7 @@ def test_a_request_that_contradicts_itself():
         (ConversionRequest("edm2-img512-s"), "did you mean --preset"),
         (ConversionRequest(preset="edm2-img512-s-guid-dino", fetching=Fetching(sha256="0" * 64)), "is for one file"),
     ):
-        with pytest.raises(RequestError, match=text):
+        with pytest.raises(UsageError, match=text):
             fetch_and_convert(request)
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import jax_edm2
-from converter.errors import RequestError, SampleError
+from converter.errors import SampleError, UsageError
 from converter.sample import sample
 from converter.sample_request import SampleRequest, resolve
 from converter.sources import Fetching
@@ -59,7 +59,7 @@ def test_what_is_wrong_in_itself(tmp_path):
         ({"net": "x", "sigma_min": 5, "sigma_max": 2}, "must be 0 < sigma_min <= sigma_max, not 5 and 2"),
         ({"net": "x", "sampler": "ddim"}, "sampler must be one of heun, euler, dpmpp-2m, not 'ddim'"),
     ):
-        with pytest.raises(RequestError, match=text):
+        with pytest.raises(UsageError, match=text):
             SampleRequest(tmp_path, **values)
 
 
@@ -71,7 +71,7 @@ def test_what_a_request_comes_to(digits_pkl, tmp_path):
         ({"net": str(digits_pkl), "interval": (1, 2)}, "--guidance-interval needs --guidance"),
         ({"preset": "edm2-img512-s-guid-dino", "fetching": Fetching(sha256="0" * 64)}, "is for one file"),
     ):
-        with pytest.raises(RequestError, match=text):
+        with pytest.raises(UsageError, match=text):
             resolve(SampleRequest(tmp_path, **values))
     resolved = resolve(SampleRequest(tmp_path, preset="edm2-img512-s-guid-dino", interval=(0.3, 3)))
     assert resolved.net.stem == "edm2-img512-s-2147483-0.085"

@@ -12,7 +12,7 @@ from tests.surveys.readme import README, ROOT, commands, masked, shown_demo
 EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "print(" in code]
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["sample", "use"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["sample", "command", "use"])
 def test_python_examples(code, digits_checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(digits_checkpoint.parent)
     exec(code, {})
