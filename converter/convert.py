@@ -6,9 +6,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from converter import embedded, presets
 from converter.errors import ConverterError
@@ -196,11 +195,3 @@ def _cast(chunk: memoryview, stored: str, wanted: str, name: str) -> memoryview:
     if (np.isfinite(values) & ~np.isfinite(result.astype(np.float32))).any():
         raise ConvertError(f"{name} has values that overflow {wanted}; use --dtype keep or bfloat16")
     return result.view(np.uint8).data
-
-
-def tree_lines(tensors: dict[str, Any]) -> Iterator[str]:
-    """The tree {path: {shape, dtype, bytes}} as aligned text."""
-    width = max(map(len, tensors))
-    for path, tensor in tensors.items():
-        shape = "x".join(map(str, tensor["shape"])) or "scalar"
-        yield f"{path:<{width}}  {shape:>16}  {tensor['dtype']}  {tensor['bytes']:>13,}"

@@ -14,17 +14,17 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from filelock import SoftFileLease, Timeout
 from tqdm import tqdm
 
 from converter.cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
 from converter.cache_files import CacheError, check_name, make_folder, open_file
 from converter.errors import ConverterError
+from converter.lease import lease
 from converter.request import Again, Refused, opened
 from converter.urls import URL, URLError, file_name, parse, public_url
 from converter.watchdog import SPEED, TIMEOUT, Watchdog
@@ -36,7 +36,6 @@ RETRIES = 6  # attempts in a row that bring next to nothing
 PATIENCE, PATIENT = 600.0, 30  # seconds, or time-outs if those are more, that a whole download may be behind SPEED
 BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds: doubled after every attempt that brought next to nothing
 SPARE = 16 * 2**20  # bytes of disk left free
-LEASE = 20.0  # seconds after which a process that shows no sign of life is no longer waited for
 
 TRANSIENT = (408, 425, 429)  # and everything from 500 up
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
@@ -82,43 +81,12 @@ def fetch(
     make_folder(cache.folder)
     if not os.access(cache.folder, os.W_OK | os.X_OK):
         raise CacheError(f"{cache.folder}: the cache is read-only; choose another with --cache-dir or DNNLIB_CACHE_DIR")
-    with _lease(cache.folder / f"{key}.lock"):
+    with lease(cache.folder / f"{key}.lock"):
         if entry := cache.find(url):  # fetched by whoever had the lease before
             entry.check(sha256)
             return entry.path
         with _Transfer(url, parsed, cache.folder, sha256, timeout, check) as transfer:
             return transfer.run()
-
-
-@contextlib.contextmanager
-def _lease(path: Path) -> Iterator[None]:
-    """Whoever holds it fetches. It ends with its process, or after LEASE seconds without a sign of life."""
-    check_name(path)  # filelock follows no link, but takes one for a lock that was left behind
-    lease = SoftFileLease(path, lease_duration=LEASE, poll_interval=0.1)
-    told = not sys.stderr.isatty()
-    while True:
-        before = _stamp(path)
-        try:
-            lease.acquire(timeout=2)
-            break
-        except Timeout:
-            if before == _stamp(path) and before is not None and before[0] == 0:
-                path.unlink(missing_ok=True)  # of a process that was killed while it made it, which nobody can tell
-            elif not told:
-                told = True
-                print("another process is fetching it; waiting for that", file=sys.stderr)
-    try:
-        yield
-    finally:
-        lease.release()
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """A file's size and time of change."""
-    with contextlib.suppress(OSError):
-        found = path.lstat()
-        return found.st_size, found.st_mtime_ns
-    return None
 
 
 @dataclass(frozen=True)

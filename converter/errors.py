@@ -5,6 +5,14 @@ class ConverterError(Exception):
     """An input that is missing, broken or refused; the message is one line for the user."""
 
 
+class UsageError(ConverterError):
+    """A request that contradicts itself, or lacks something; it is wrong before any input is read."""
+
+
+class SampleError(ConverterError):
+    """Sampling that cannot be done as asked."""
+
+
 class SnapshotError(ConverterError):
     """A file that is not a sound EDM2 snapshot. The message begins with the file's path."""
 

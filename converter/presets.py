@@ -6,7 +6,8 @@ FID and FD-DINOv2 are those of the papers (arXiv 2312.02696 and 2406.02507), as 
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from converter.errors import ConverterError
 from jax_edm2.config import EDM2Config, expected_tree
@@ -138,3 +139,18 @@ def url(network: str) -> str:
     if network not in NETWORKS and match["std"] in RAW_STDS:
         return f"{RAW_ROOT}/{match['run']}/{network}.pkl"
     return f"{ROOT}/{network}.pkl"
+
+
+def catalog() -> dict[str, Any]:
+    """All presets, each with its alias, and its files' URLs and tensors' bytes; and where every network lies."""
+    aliases = {preset.name: alias for alias, preset in ALIASES.items()}
+    rows = [
+        {
+            **asdict(preset),
+            "alias": aliases.get(preset.name),
+            "bytes": sum(tensor_bytes(name) for name in (preset.net, preset.guide) if name),
+            "urls": [url(name) for name in (preset.net, preset.guide) if name],
+        }
+        for preset in PRESETS
+    ]
+    return {"presets": rows, "networks": {name: url(name) for name in NETWORKS}}

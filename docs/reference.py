@@ -1,6 +1,6 @@
 """`make docs`: the reference of all public names, from their docstrings, in site/. A warning is an error.
 
-    python docs/reference.py [FOLDER]
+python docs/reference.py [FOLDER]
 """
 
 import sys

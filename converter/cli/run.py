@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from converter.cli.interrupts import INTERRUPTED, KeyboardInterrupts, leave_at_once
-from converter.errors import ConverterError, ProcessFailed
+from converter.errors import ConverterError, ProcessFailed, UsageError
 from jax_edm2.messages import one_line
 from jax_edm2.tensors import CheckpointError
 
@@ -30,6 +30,8 @@ def run(command: click.Command) -> NoReturn:
         sys.exit(code)
     except click.ClickException as error:
         _fail(name, f"{error.format_message()} (see {name} --help)")
+    except UsageError as error:
+        _fail(name, f"{error} (see {name} --help)")
     except (ConverterError, CheckpointError) as error:
         _fail(name, str(error))
     except ProcessFailed as error:  # it has said why

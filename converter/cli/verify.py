@@ -12,13 +12,13 @@ import click
 from click.core import ParameterSource
 
 from converter import embedded
-from converter.cli.devices import start
+from converter.cli.options import source_options
 from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
-from converter.cli.source import Fetching, Location, locate
-from converter.cli.source import options as source_options
+from converter.devices import start
 from converter.flops import multiply_accumulates
 from converter.snapshot import read_snapshot
+from converter.sources import Fetching, Location, locate
 from converter.verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
 from converter.verify.run import Options, run_oracle, torch_device, verify
 from converter.verify.truth import Truth

@@ -61,7 +61,7 @@ def measure_load(checkpoint: str, device: str) -> dict[str, float]:
     import jax
 
     import jax_edm2
-    from converter.cli.devices import start
+    from converter.devices import start
 
     start(device)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)

@@ -16,9 +16,7 @@ from click.testing import CliRunner
 import jax_edm2
 from converter import processes
 from converter.cli.convert import edm2_convert
-from converter.finite import count_not_finite
 from converter.processes import ROOT
-from jax_edm2.dtypes import DTYPES
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.children import command
 from tests.support.networks import network
@@ -121,24 +119,6 @@ def test_not_finite_values_are_kept_and_said(tmp_path):
         weight = np.asarray(variables["params"]["unet"]["out_conv"]["mpconv_weight"])
         np.testing.assert_array_equal(weight.view(np.uint16), net.unet.out_conv.weight.half().numpy().view(np.uint16))
     assert run(tmp_path / "x.pkl", "-o", tmp_path / "y.safetensors", "--dtype", "float32").stderr.count("4 values") == 1
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("plain", [True, False], ids=["plain Python", "numpy"])
-def test_not_finite_values_are_found(dtype, plain, monkeypatch):
-    """Among bit patterns of all kinds: every one of two bytes, and random ones with each exponent."""
-    if plain:
-        monkeypatch.setattr("converter.finite._numpy_is_there", lambda: False)
-    size = DTYPES[dtype].size
-    bits = np.arange(2**16, dtype=f"u{size}") << (8 * size - 16)
-    bits |= np.random.default_rng(0).integers(0, 2 ** (8 * size - 16), 2**16, dtype=bits.dtype)
-    values = bits.view(DTYPES[dtype].numpy)
-    with np.errstate(over="ignore", invalid="ignore"):
-        wanted = ~np.isfinite(values.astype(np.float64))
-    assert count_not_finite(values.tobytes(), dtype) == wanted.sum() > 0
-    assert count_not_finite(values[~wanted].tobytes(), dtype) == 0
-    for value in values[wanted][:: wanted.sum() // 32]:  # alone, wherever
-        assert count_not_finite(np.array([*values[~wanted][:5], value]).tobytes(), dtype) == 1
 
 
 def test_what_no_record_can_hold(tmp_path):
@@ -265,3 +245,17 @@ def test_a_closed_pipe_is_no_error(digits_pkl):
     command = f"{shlex.join(COMMAND)} {digits_pkl} --dry-run | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""
+
+
+def test_a_file_with_the_name_of_a_command(digits_pkl, tmp_path):
+    """`cache` is a command where it comes first; ./cache is a file, and so is what follows an option or --."""
+    (tmp_path / "cache").write_bytes(digits_pkl.read_bytes())
+    for arguments in (["./cache"], ["--dry-run", "--", "cache"], ["--dry-run", "cache"]):
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "63 tensors" in result.stdout
+    result = run("cache", "list", "--cache-dir", tmp_path / "none", cwd=tmp_path)
+    assert result.stdout == f"{tmp_path / 'none'}: 0 files, 0.0 MB\n"
+    assert run("cache", "list", "--help").stdout.startswith("Usage: edm2-convert cache list [OPTIONS]\n")
+    assert "edm2-convert cache list|verify|clear" in run("--help").stdout
+    fails("cache", "lists", text="No such command 'lists'", cwd=tmp_path)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from converter import cache_files, download
 from converter.cache import Cache, DamagedError, key_of, read_part, read_record, write_json
 from converter.cache_files import CacheError, check_folder, make_folder, open_file
-from converter.cli.cache import edm2_convert_cache
+from converter.cli.convert import edm2_convert
 from converter.download import fetch
 from tests.support.downloads import fails
 from tests.support.server import Server, hang_up, serve
@@ -37,7 +37,7 @@ def refused(cache, text, **arguments):
 
 
 def command(*arguments):
-    result = CliRunner().invoke(edm2_convert_cache, ["cache", *arguments], standalone_mode=False)
+    result = CliRunner().invoke(edm2_convert, ["cache", *arguments], standalone_mode=False)
     assert result.exception is None or isinstance(result.exception, CacheError), result.exception
     return result
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 import jax_edm2
-from converter import embedded, processes
-from converter.cli import sample
+from converter import embedded, processes, sample
 from converter.cli.convert import edm2_convert
+from converter.cli.sample import edm2_sample
 from converter.cli.verify import edm2_verify
 from converter.meaning import MOST_BYTES, MeaningError, meaning_of
 from converter.snapshot import read_snapshot
@@ -197,7 +197,7 @@ class Done:
 @pytest.fixture
 def run(capsys):
     """Runs a command of ours in this process."""
-    commands = {"convert": edm2_convert, "sample": sample.edm2_sample, "verify": edm2_verify}
+    commands = {"convert": edm2_convert, "sample": edm2_sample, "verify": edm2_verify}
 
     def invoke(command, *arguments):
         capsys.readouterr()
@@ -221,7 +221,7 @@ def test_convert_and_sample_warn(tmp_path, run, monkeypatch):
     assert done.stderr.count("\n") == 1
     assert json.loads(done.stdout)["metadata"]["code"] == {**dataclasses.asdict(code), "differs": ["mp_silu"]}
     assert jax_edm2.read_record(target).code == code
-    monkeypatch.setattr(sample, "_run", lambda *_: {"written": 0, "skipped": 0, "seconds": 0.0})
+    monkeypatch.setattr(sample, "_draw", lambda *_: (0, 0, 0.0))
     arguments = ("--outdir", tmp_path / "out", "--latents", "--steps=1", "--seeds=1", "--device=cpu", "--json")
     for net in (path, target):
         done = run("sample", f"--net={net}", *arguments)

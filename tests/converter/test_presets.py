@@ -8,7 +8,6 @@ from click.testing import CliRunner
 
 import jax_edm2
 from converter import presets
-from converter.cli.cache import edm2_convert_cache
 from converter.cli.convert import edm2_convert
 from converter.cli.verify import edm2_verify
 from converter.errors import ConverterError
@@ -42,7 +41,7 @@ def convert(*arguments):
 
 
 def cache(*arguments):
-    return CliRunner().invoke(edm2_convert_cache, ["cache", *arguments], standalone_mode=False)
+    return CliRunner().invoke(edm2_convert, ["cache", *arguments], standalone_mode=False)
 
 
 # Names

@@ -11,9 +11,9 @@ from converter import download
 from converter.cache import Cache
 from converter.cli.convert import edm2_convert
 from converter.cli.sample import edm2_sample
-from converter.cli.source import Location
 from converter.cli.verify import edm2_verify
 from converter.download import DownloadError, fetch
+from converter.sources import Location
 from converter.urls import HIDDEN, URLError, file_name, parse, public_url
 from tests.support.downloads import fails
 from tests.support.server import Server, serve

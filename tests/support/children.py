@@ -42,7 +42,7 @@ def download(url: str, folder: str, locks: bool = True, lease: bool = True):
     if not locks:
         fcntl.flock = fcntl.lockf = fcntl.fcntl = lambda *_: 0
     if not lease:
-        module._lease = lambda _path: contextlib.nullcontext()
+        module.lease = lambda _path: contextlib.nullcontext()
     module.fetch(url, Cache(Path(folder)))
 
 

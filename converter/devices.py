@@ -1,8 +1,8 @@
-"""The devices that a command computes on."""
+"""The devices that JAX computes on, alone or with other processes."""
 
 from dataclasses import dataclass
 
-from converter.cli.compiled import keep_compiled
+from converter.compiled import keep_compiled
 from converter.errors import ConverterError
 
 PATIENCE = 24 * 3600  # seconds that a process waits at its end for the others

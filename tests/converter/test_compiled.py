@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 from converter import processes
-from converter.cli.compiled import _prune
+from converter.compiled import _prune
 from converter.processes import ROOT
 
 CODE = """
-from converter.cli.devices import start
+from converter.devices import start
 start("cpu")
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

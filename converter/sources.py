@@ -1,21 +1,19 @@
-"""What a command works on: a snapshot on disk, behind a URL, or of a preset."""
+"""Where a snapshot is: on this disk, behind a URL, or of a preset; and how it is brought here."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from converter import presets
 from converter.cache import Cache, default_cache, sha256
 from converter.cache_files import CacheError
+from converter.errors import UsageError
 from converter.snapshot import read_snapshot
 from converter.urls import file_name, public_url
-from converter.watchdog import PERIOD, SPEED, TIMEOUT
+from converter.watchdog import TIMEOUT
 
 _URL = re.compile(r"(https?:|[a-z][a-z0-9+.-]*:[/\\]{2}).*", re.DOTALL | re.IGNORECASE)
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,15 @@ class Location:
 
 @dataclass(frozen=True)
 class Fetching:
-    """How files are brought here: the options that `options` adds."""
+    """How files are brought here.
 
-    sha256: str | None
-    cache_dir: Path | None
-    offline: bool
+    sha256: what the snapshot's file must have. cache_dir: where downloads are kept; None is the user's cache. offline:
+    nothing is fetched. timeout: the longest silence of a server, in seconds.
+    """
+
+    sha256: str | None = None
+    cache_dir: Path | None = None
+    offline: bool = False
     timeout: float = TIMEOUT
 
     @property
@@ -75,43 +77,10 @@ def _check(path: Path):
     read_snapshot(path).close()
 
 
-def _sha256(_context, _parameter, value: str | None) -> str | None:
-    if value is not None and not _SHA256.fullmatch(value):
-        raise click.BadParameter(f"{value!r} is no sha256: 64 hexadecimal digits")
-    return value
-
-
-def options(command: Callable) -> Callable:
-    """Adds --preset, --sha256, --cache-dir, --offline and --timeout to a command."""
-    for option in reversed(
-        (
-            click.option("--preset", metavar="NAME", help="A published network: see edm2-convert --list-presets."),
-            click.option("--sha256", metavar="HEX", callback=_sha256, help="What the snapshot's file must have."),
-            click.option(
-                "--cache-dir",
-                type=click.Path(path_type=Path, file_okay=False),
-                help="Where downloads are kept.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
-            ),
-            click.option("--offline", is_flag=True, help="Use only what has been downloaded already."),
-            click.option(
-                "--timeout",
-                metavar="SECONDS",
-                type=click.IntRange(1, 3600),
-                default=TIMEOUT,
-                show_default=True,
-                help="Longest silence of a server before a download is tried again. An answer that has not begun after "
-                f"{PERIOD} times as long, or brings less than {SPEED:,} bytes a second over that, breaks off too.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Preset | None]:
-    """The snapshot that was asked for, and its preset, if that was a preset. Raises: click.UsageError, PresetError."""
+    """The snapshot that is asked for, and its preset, if it is a preset's. Raises: UsageError, PresetError."""
     if (source is None) == (preset is None):
-        raise click.UsageError("give a SOURCE (a .pkl file or its URL), or --preset NAME; --list-presets shows them")
+        raise UsageError("give a SOURCE (a .pkl file or its URL), or --preset NAME; --list-presets shows them")
     if preset is not None:
         found = presets.find(preset)
         return Location(presets.url(found.net)), found
@@ -121,5 +90,5 @@ def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Pr
             presets.find(location.text)
         except presets.PresetError:
             return location, None
-        raise click.UsageError(f"{source}: there is no such file; did you mean --preset {source}?")
+        raise UsageError(f"{source}: there is no such file; did you mean --preset {source}?")
     return location, None

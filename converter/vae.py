@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.cli.source import Fetching, Location
 from converter.errors import ConverterError
+from converter.sources import Fetching, Location
 from jax_edm2.record import Encoder
 
 if TYPE_CHECKING:

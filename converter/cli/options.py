@@ -1,0 +1,44 @@
+"""The options of every command that works on a snapshot: which preset's it is, and how it is brought here."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from converter.watchdog import PERIOD, SPEED, TIMEOUT
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def _sha256(_context, _parameter, value: str | None) -> str | None:
+    if value is not None and not _SHA256.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no sha256: 64 hexadecimal digits")
+    return value
+
+
+def source_options(command: Callable) -> Callable:
+    """Adds --preset, --sha256, --cache-dir, --offline and --timeout to a command."""
+    for option in reversed(
+        (
+            click.option("--preset", metavar="NAME", help="A published network: see edm2-convert --list-presets."),
+            click.option("--sha256", metavar="HEX", callback=_sha256, help="What the snapshot's file must have."),
+            click.option(
+                "--cache-dir",
+                type=click.Path(path_type=Path, file_okay=False),
+                help="Where downloads are kept.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
+            ),
+            click.option("--offline", is_flag=True, help="Use only what has been downloaded already."),
+            click.option(
+                "--timeout",
+                metavar="SECONDS",
+                type=click.IntRange(1, 3600),
+                default=TIMEOUT,
+                show_default=True,
+                help="Longest silence of a server before a download is tried again. An answer that has not begun after "
+                f"{PERIOD} times as long, or brings less than {SPEED:,} bytes a second over that, breaks off too.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command

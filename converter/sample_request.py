@@ -1,0 +1,134 @@
+"""What is to be sampled: a request's own words, and what presets and checkpoints say where it is silent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converter import presets
+from converter.errors import SampleError, UsageError
+from converter.networks import is_checkpoint
+from converter.sources import Fetching, Location, locate
+from jax_edm2.checkpoint import read_record
+from jax_edm2.settings import NO_CHURN, Churn, Settings
+
+GRID_ALONE = "--grid goes with neither --latents nor several processes"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Pictures that are to be drawn, a picture for each of `seeds`, and the folder for them.
+
+    preset: a published network's name. net: a checkpoint's path, or a snapshot's path or URL, in place of the preset's
+    network. gnet: the guiding network, and guidance: its strength, 1 for none; by default the preset's, or what the
+    checkpoint says. interval: of noise levels where there is guidance. class_idx: by default a random one for each.
+    batch: most pictures at once on a device. sampler, num_steps, sigma_min, sigma_max, rho, churn: as in
+    `jax_edm2.Settings`. rng: one of `jax_edm2.generation.RNGS`. precision: of the activations; auto is float16 on a GPU
+    where generate_images.py would use it, else float32. nvlabs_rounding: gains are rounded as generate_images.py does.
+    vae: by default what the network names. vae_batch: latents that are decoded at once on a device. latents: arrays of
+    what the network gives are saved in place of pictures. subdirs: there is a folder for every 1,000 seeds. grid: there
+    is a contact sheet, too. skip_existing: pictures that are there, and whole, are left.
+    Raises: UsageError for values that make no sense in themselves.
+    """
+
+    outdir: Path
+    preset: str | None = None
+    net: str | None = None
+    gnet: str | None = None
+    guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    seeds: Sequence[int] = (16, 17, 18, 19)
+    class_idx: int | None = None
+    batch: int = 32
+    sampler: str = Settings.sampler
+    num_steps: int = Settings.num_steps
+    sigma_min: float = Settings.sigma_min
+    sigma_max: float = Settings.sigma_max
+    rho: float = Settings.rho
+    churn: Churn = NO_CHURN
+    rng: str = "torch-cuda"
+    precision: str = "auto"
+    nvlabs_rounding: bool = False
+    vae: str | None = None
+    vae_batch: int = 4
+    latents: bool = False
+    subdirs: bool = False
+    grid: bool = False
+    skip_existing: bool = False
+    fetching: Fetching = field(default_factory=Fetching)
+
+    def __post_init__(self):
+        if self.grid and self.latents:
+            raise UsageError(GRID_ALONE)
+        if self.preset is None and self.net is None:
+            raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
+        self.settings(2.0)
+
+    def settings(self, guidance: float) -> Settings:
+        """The sampler's settings. Raises: UsageError."""
+        if self.interval is not None and guidance == 1:
+            raise UsageError("--guidance-interval needs --guidance")
+        try:
+            return Settings(
+                self.sampler, self.num_steps, self.sigma_min, self.sigma_max, self.rho, guidance,
+                churn=self.churn, **({"interval": self.interval} if self.interval else {}),
+            )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a request comes to, with what its preset or checkpoint says."""
+
+    net: Location
+    guide: Location | None
+    settings: Settings
+
+
+def resolve(request: SampleRequest) -> Resolved:
+    """Nothing is fetched, and of networks the record of a checkpoint alone is read.
+
+    Raises: UsageError, ConverterError, CheckpointError, OSError.
+    """
+    net, guide, guidance = _networks(request)
+    if request.fetching.sha256 is not None and guide is not None:
+        raise UsageError("--sha256 is for one file, and with a guide there are two")
+    return Resolved(net, guide, request.settings(guidance))
+
+
+def _networks(request: SampleRequest) -> tuple[Location, Location | None, float]:
+    """The network, its guide, and how strong that guides: of the request, else of the preset, or of the checkpoint."""
+    guidance = request.guidance
+    location, preset = locate(None, request.preset) if request.preset is not None else (None, None)
+    if request.net is not None or location is None:
+        location = _location(request.net or "")
+    guide = _location(request.gnet) if request.gnet is not None else None
+    path = Path(location.text)
+    if preset is not None and preset.guide:
+        guide = guide or Location(presets.url(preset.guide))
+        guidance = preset.guidance if guidance is None else guidance
+    elif not location.remote and is_checkpoint(path) and (sampler := read_record(path).sampler).guide is not None:
+        guide = guide or _beside(path, sampler.guide)
+        guidance = sampler.guidance if guidance is None else guidance
+    if guidance not in (None, 1) and guide is None:
+        raise UsageError("--guidance needs a guiding network: --gnet, or a guided preset")
+    if guide is not None and guidance is None:
+        raise UsageError("--gnet needs --guidance, a number such as 1.5")
+    return location, guide if guidance != 1 else None, 1.0 if guidance is None else guidance
+
+
+def _location(text: str) -> Location:
+    location = Location(text)
+    if not location.remote and not Path(text).exists():
+        raise UsageError(f"{text}: there is no such file or folder")
+    return location
+
+
+def _beside(path: Path, name: str) -> Location:
+    """The guide that a checkpoint's record names."""
+    try:
+        return Location(str(path.absolute().with_name(name)))
+    except ValueError:
+        raise SampleError(
+            f"{path}: its record names a guide {name!a:.100}, which is no file name; give --gnet"
+        ) from None
