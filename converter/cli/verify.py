@@ -20,6 +20,7 @@ from converter.cli.source import options as source_options
 from converter.flops import multiply_accumulates
 from converter.snapshot import read_snapshot
 from converter.verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
+from converter.verify.precision import PRECISIONS
 from converter.verify.run import Options, run_oracle, torch_device, verify
 from converter.verify.truth import Truth
 from jax_edm2 import __version__
@@ -96,7 +97,7 @@ class Checks(click.ParamType):
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    type=click.Choice([*PRECISIONS]),
     default="float32",
     show_default=True,
     help="float32 is the verdict on a conversion; the others are health checks.",
@@ -276,7 +277,7 @@ def _precision_of(path: Path) -> str:
 
 def _start_jax(device: str, precision: str):
     """Bring JAX up on the device asked for, with the flags that the precision needs."""
-    from converter.verify.precision import set_xla_flags, xla_flags
+    from converter.verify.jax_side.xla_flags import set_xla_flags, xla_flags
 
     unknown = set_xla_flags(xla_flags(precision, device))
     if unknown:

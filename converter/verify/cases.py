@@ -7,12 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from converter.verify.precision import PRECISIONS
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
 CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
-PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 MOST_SEEDS, LARGEST_SEED = 10_000, 10**18 - 1
 MOST_SIGMAS, LARGEST_SIGMA = 1000, 1e6
 MOST_BATCH = 65536

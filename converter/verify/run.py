@@ -203,11 +203,12 @@ def load_candidate(options: Options, precision: str, config: EDM2Config, snapsho
 
     from converter.convert import in_memory
     from converter.verify.jax_side.candidate import Candidate
+    from converter.verify.jax_side.precision import jax_dtype
     from converter.verify.jax_side.unread import unread
     from jax_edm2.checkpoint import load
     from jax_edm2.network import Precond
 
-    dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
+    dtype = jax_dtype(precision)
     large = 4 * sum(map(math.prod, expected_tree(config).values())) > options.held
     if options.checkpoint is not None:
         stored_dtype = None if large else jnp.float32
@@ -219,7 +220,7 @@ def load_candidate(options: Options, precision: str, config: EDM2Config, snapsho
 
 
 def _prepare(candidate: "Candidate", plan: Plan):
-    from converter.verify.precision import jax_precision
+    from converter.verify.jax_side.precision import jax_precision
 
     with jax_precision(plan.precision), contextlib.suppress(Exception):  # what fails here fails again when examined
         candidate.prepare(plan)
@@ -230,7 +231,7 @@ def judge(
 ) -> Outcome:
     """Everything that is measured of JAX, and the verdict."""
     from converter.verify.jax_side.candidate import examine
-    from converter.verify.precision import jax_facts, jax_precision, jax_switches
+    from converter.verify.jax_side.precision import jax_facts, jax_precision, jax_switches
     from jax_edm2.checkpoint import read_record
 
     plan, tolerance = truth.plan, _tolerance(truth)

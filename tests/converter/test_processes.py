@@ -12,7 +12,8 @@ import pytest
 from converter import processes
 from converter.meaning import meaning_of
 from converter.processes import ROOT
-from converter.verify import precision, run
+from converter.verify import run
+from converter.verify.jax_side import xla_flags
 from converter.verify.throughput import measure as throughput
 from tests.cli.test_verify import embedding
 
@@ -36,7 +37,7 @@ def test_the_traps_are_run_if_python_looks_here(traps):
 def test_processes_that_probe(traps, monkeypatch):
     """XLA's flags, PyTorch's devices, and the parser of sources."""
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert precision.set_xla_flags(["--xla_cpu_enable_fast_math=false"]) == []
+    assert xla_flags.set_xla_flags(["--xla_cpu_enable_fast_math=false"]) == []
     with monkeypatch.context() as patch:
         patch.setattr(Path, "exists", lambda self: True)  # of a GPU's device
         assert run.torch_device(run.Options()) in ("cpu", "cuda")

@@ -20,10 +20,9 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from converter.errors import ConverterError
-from converter.verify import precision
 from converter.verify.golden import report as golden
 from converter.verify.golden.check import FOLDER
-from converter.verify.jax_side import candidate
+from converter.verify.jax_side import candidate, precision
 from converter.verify.report.html import html
 from converter.verify.report.text import markdown, terminal, to_json
 from converter.verify.run import Options, judge

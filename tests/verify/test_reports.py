@@ -44,8 +44,7 @@ ALL = " ".join(EVIL)
 
 def outcome(monkeypatch, tmp_path, change=lambda facts: None, base=Parts.made_up):
     """What is found by a truth file whose facts were changed."""
-    from converter.verify import precision
-    from converter.verify.jax_side import candidate
+    from converter.verify.jax_side import candidate, precision
 
     monkeypatch.setattr(precision, "jax_switches", lambda _: {"problem": None, "XLA_FLAGS": ALL})
     for name, value in STILL.items():

@@ -16,9 +16,11 @@ from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan, make_case
 from converter.verify.jax_side.candidate import Candidate
-from converter.verify.precision import probe_jax, probe_torch, probe_verdict
+from converter.verify.jax_side.precision import probe_jax
+from converter.verify.precision import probe_verdict
 from converter.verify.run import Options, judge
 from converter.verify.throughput import measure as throughput
+from converter.verify.torch_side.precision import probe_torch
 from converter.verify.truth import Truth
 from jax_edm2 import Precond, fold, save
 from jax_edm2 import network as jax_network

@@ -184,8 +184,8 @@ def _torch_ways(job: Job):
 
     from converter.snapshot import read_snapshot
     from converter.verify.cases import Plan, make_case
-    from converter.verify.precision import set_torch
-    from converter.verify.torch_side.reference import DTYPES, Reference
+    from converter.verify.torch_side.precision import set_torch, torch_dtype
+    from converter.verify.torch_side.reference import Reference
 
     torch.use_deterministic_algorithms(False)
     cuda = job.device != "cpu" and torch.cuda.is_available()
@@ -203,7 +203,7 @@ def _torch_ways(job: Job):
     def runner(net):
         @torch.no_grad()
         def run():
-            net(*arguments, dtype=DTYPES[job.precision])
+            net(*arguments, dtype=torch_dtype(job.precision))
             if cuda:
                 torch.cuda.synchronize()
 
@@ -218,7 +218,7 @@ def _torch_ways(job: Job):
         from torch_ref.sampling import heun, noise_levels
 
         noise, labels = arguments[0], arguments[2]
-        dtype = DTYPES[job.precision]
+        dtype = torch_dtype(job.precision)
 
         @torch.no_grad()
         def run():
@@ -261,14 +261,14 @@ def _jax_ways(job: Job):
     from converter.convert import in_memory
     from converter.snapshot import read_snapshot
     from converter.verify.cases import Plan, make_case
-    from converter.verify.precision import jax_precision
+    from converter.verify.jax_side.precision import jax_dtype, jax_precision
     from jax_edm2.folding import fold
     from jax_edm2.network import Precond
 
     jax.config.update("jax_enable_compilation_cache", False)  # the first run is to show how long compiling takes
     if job.device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(job.device, job.device))
-    dtype = jnp.dtype({"float16": "float16", "bfloat16": "bfloat16"}.get(job.precision, "float32"))
+    dtype = jax_dtype(job.precision)
     with read_snapshot(job.snapshot) as snapshot:
         net, variables = Precond(snapshot.config, dtype), in_memory(snapshot)
         case = make_case(snapshot.config, Plan(batch=job.batch), 0)
@@ -339,11 +339,10 @@ def _ceiling(precision: str) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from converter.verify.precision import jax_precision
+    from converter.verify.jax_side.precision import jax_dtype, jax_precision
 
     size = 2048 if jax.default_backend() == "cpu" else 8192
-    dtype = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}.get(precision, jnp.float32)
-    a = jnp.ones((size, size), dtype)
+    a = jnp.ones((size, size), jax_dtype(precision))
     best = 0.0
     with jax_precision(precision):
         multiply = jax.jit(jnp.matmul)

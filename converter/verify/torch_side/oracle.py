@@ -27,7 +27,6 @@ from converter.errors import ConverterError
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import STEP, Case, make_case, trajectory_start
 from converter.verify.metrics import difference, gradient_norm
-from converter.verify.precision import set_torch, torch_facts
 from converter.verify.taps import (
     DENOISED,
     EMBEDDED,
@@ -41,6 +40,7 @@ from converter.verify.taps import (
 )
 from converter.verify.torch_side.conditioning import Rounding, condition, conditions, largest
 from converter.verify.torch_side.job import Job
+from converter.verify.torch_side.precision import set_torch, torch_facts
 from converter.verify.torch_side.reference import Reference, as_float32
 from converter.verify.torch_side.taps import tapped
 from converter.verify.truth import TruthWriter, check_room
