@@ -349,9 +349,8 @@ def _warnings(plan: Plan, findings) -> Iterator[str]:
 
 
 def _throughput(options: Options, snapshot: Snapshot, progress: Progress) -> list[dict[str, Any]]:
-    from converter.verify.throughput import measure as throughput
+    from converter.verify.throughput import worker
+    from converter.verify.throughput.measure import measure, sweep
 
-    plan, path = options.plan, str(snapshot.path)
-    if options.sweep:
-        return throughput.sweep(snapshot.config, path, plan.precision, options.device, progress)
-    return [throughput.measure(snapshot.config, path, plan.batch, plan.precision, options.device, progress)]
+    job = worker.Job(str(snapshot.path), options.plan.batch, options.plan.precision, options.device)
+    return sweep(snapshot.config, job, progress) if options.sweep else [measure(snapshot.config, job, progress)]

@@ -3,12 +3,10 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
-from converter.verify.throughput import measure as throughput
 from tests.bench import speed as bench
 
 
-def test_bench_of_digits(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "ROUNDS", 1)  # and as it was when this is over
+def test_bench_of_digits(tmp_path, capsys):
     plot, record = tmp_path / "growth.svg", tmp_path / "bench.json"
     small = ["--networks", "digits", "--batches", "1", "2", "--steps", "2", "--rounds", "1", "--no-compile"]
     bench.main([*small, "--nvlabs", "/nowhere", "--plot", str(plot), "--json", str(record)])

@@ -14,7 +14,7 @@ from converter.meaning import meaning_of
 from converter.processes import ROOT
 from converter.verify import run
 from converter.verify.jax_side import xla_flags
-from converter.verify.throughput import measure as throughput
+from converter.verify.throughput.worker import Job, Worker
 from tests.cli.test_verify import embedding
 
 NAMES = ("numpy", "torch", "tqdm", "jax", "json", "runpy", "converter", "jax_edm2", "torch_ref", "ast", "sitecustomize")
@@ -46,8 +46,7 @@ def test_processes_that_probe(traps, monkeypatch):
 
 
 def test_processes_that_are_timed(traps, digits_pkl):
-    job = throughput.Job("torch", str(digits_pkl), 1, "float32", "cpu")
-    with throughput._Worker(job) as worker:
+    with Worker("torch", Job(str(digits_pkl), 1, "float32", "cpu")) as worker:
         assert "peak_bytes" in worker.ask("memory")
     assert traps() == ""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ from converter.verify.jax_side.candidate import Candidate
 from converter.verify.jax_side.precision import probe_jax
 from converter.verify.precision import probe_verdict
 from converter.verify.run import Options, judge
-from converter.verify.throughput import measure as throughput
+from converter.verify.throughput.measure import measure
+from converter.verify.throughput.worker import EAGER, FOLDED, LOADED, Job, WorkerDied
 from converter.verify.torch_side.precision import probe_torch
 from converter.verify.truth import Truth
 from jax_edm2 import Precond, fold, save
@@ -179,11 +179,10 @@ def test_average_is_that_of_torch_ref():
 # Throughput
 
 
-def test_throughput_of_digits(digits_pkl, monkeypatch):
-    monkeypatch.setattr(throughput, "ROUNDS", 2)
-    monkeypatch.setattr(throughput, "WAYS", {"torch": ("PyTorch eager",), "jax": ("JAX as loaded", "JAX folded")})
+def test_throughput_of_digits(digits_pkl):
+    job, ways = Job(str(digits_pkl), 8, "float32", "cpu"), {"torch": (EAGER,), "jax": (LOADED, FOLDED)}
     with read_snapshot(digits_pkl) as snapshot:
-        found = throughput.measure(snapshot.config, str(digits_pkl), 8, "float32", "cpu", lambda stage: None)
+        found = measure(snapshot.config, job, lambda stage: None, ways=ways, rounds=2)
     assert set(found["ways"]) == {"PyTorch eager", "JAX as loaded", "JAX folded"}
     for figures in found["ways"].values():
         assert figures["evaluations_per_second"] > 0
@@ -195,5 +194,5 @@ def test_throughput_of_digits(digits_pkl, monkeypatch):
 def test_a_worker_that_dies_is_an_error(digits_pkl, tmp_path):
     with read_snapshot(digits_pkl) as snapshot:
         config = snapshot.config
-    with pytest.raises(throughput.WorkerDied, match="the torch process ended"):
-        throughput.measure(config, str(Path(tmp_path) / "none.pkl"), 1, "float32", "cpu", lambda stage: None)
+    with pytest.raises(WorkerDied, match="the torch process ended"):
+        measure(config, Job(str(tmp_path / "none.pkl"), 1, "float32", "cpu"), lambda stage: None)
