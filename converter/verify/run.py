@@ -37,7 +37,8 @@ from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.record import Code, Record
 
 if TYPE_CHECKING:
-    from converter.verify.jax_side.candidate import Candidate, Findings
+    from converter.verify.jax_side.candidate import Candidate
+    from converter.verify.jax_side.examination import Findings
 
 # glibc gives freed memory back to the system and faults it in again at every operation, unless told not to: that is a
 # third of PyTorch's time on large float64 activations.
@@ -230,7 +231,7 @@ def judge(
     options: Options, candidate: "Candidate", truth: Truth, snapshot: Snapshot | None, progress: Progress
 ) -> Outcome:
     """Everything that is measured of JAX, and the verdict."""
-    from converter.verify.jax_side.candidate import examine
+    from converter.verify.jax_side.examination import examine
     from converter.verify.jax_side.precision import jax_facts, jax_precision, jax_switches
     from jax_edm2.checkpoint import read_record
 
@@ -240,7 +241,6 @@ def judge(
         findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
     differences = config_differences(truth.config, candidate.net.config)
     facts = {
-        **findings.facts,
         "environment": {"JAX": jax_facts(), "PyTorch": truth.facts["environment"]},
         "switches": {"JAX": switches, "PyTorch": truth.facts["switches"]},
     }

@@ -22,7 +22,7 @@ from flax.traverse_util import unflatten_dict
 from converter.errors import ConverterError
 from converter.verify.golden import report as golden
 from converter.verify.golden.check import FOLDER
-from converter.verify.jax_side import candidate, precision
+from converter.verify.jax_side import examination, precision
 from converter.verify.report.html import html
 from converter.verify.report.text import markdown, terminal, to_json
 from converter.verify.run import Options, judge
@@ -117,7 +117,7 @@ def fuzz(folder: Path, count: int, seed: int = 0) -> Counter:
     """How many of `count` mutants ended how."""
     path, ends = folder / "mutant.npz", Counter()
     switches = functools.cache(precision.jax_switches)  # probes are compiled anew every time
-    with mock.patch.object(precision, "jax_switches", switches), mock.patch.multiple(candidate, **STILL):
+    with mock.patch.object(precision, "jax_switches", switches), mock.patch.multiple(examination, **STILL):
         for base in bases():
             for what, data in changed(base, seed, count // 2):
                 path.write_bytes(data)

@@ -44,11 +44,11 @@ ALL = " ".join(EVIL)
 
 def outcome(monkeypatch, tmp_path, change=lambda facts: None, base=Parts.made_up):
     """What is found by a truth file whose facts were changed."""
-    from converter.verify.jax_side import candidate, precision
+    from converter.verify.jax_side import examination, precision
 
     monkeypatch.setattr(precision, "jax_switches", lambda _: {"problem": None, "XLA_FLAGS": ALL})
     for name, value in STILL.items():
-        monkeypatch.setattr(candidate, name, value)
+        monkeypatch.setattr(examination, name, value)
     parts, path = base(), tmp_path / "truth.npz"
     change(parts.facts)
     path.write_bytes(parts.archive())

@@ -194,10 +194,10 @@ def _trajectory(outcome: Outcome, found: list[dict[str, Any]]) -> dict[str, Any]
     if not found:
         return None
     return {
-        "sigmas": outcome.facts.get("sigmas"),
+        "sigmas": outcome.findings.sigmas,
         "error": [m["error"] for m in found],
         "torch_error": [m["torch_error"] for m in found],
-        "psnr": outcome.facts.get("psnr"),
+        "psnr": outcome.findings.psnr,
     }
 
 
