@@ -19,7 +19,7 @@ import torch
 from converter.verify.cases import Plan
 from converter.verify.golden.check import FOLDER, check_golden
 from converter.verify.golden.networks import DIGITS, NETWORKS, network_tensors, normalised_digest
-from converter.verify.run import Outcome
+from converter.verify.outcome import Outcome
 from converter.verify.taps import taps
 from converter.verify.torch_side import oracle
 from converter.verify.torch_side.job import Job
@@ -51,7 +51,7 @@ def record(name, folder):
             outcome = check_golden(golden)
         path.unlink()
         measured = largest_errors(outcome)
-        on = [outcome.facts["environment"]["JAX"], outcome.facts["environment"]["PyTorch"]]
+        on = [outcome.environment["JAX"], outcome.environment["PyTorch"]]
         write(truth, path, {**facts, **allowance(measured, on)})
     full.unlink()
 

@@ -18,6 +18,10 @@ MOST_SIGMAS, LARGEST_SIGMA = 1000, 1e6
 MOST_BATCH = 65536
 FEWEST_STEPS, MOST_STEPS = 1, 10_000
 
+# Bytes of weights, in the precision in which they are computed with, that a process holds for as long as it runs: of M
+# in float64, of L in float32. Those of a larger network are read again whenever a part of it needs them.
+HELD = 4e9
+
 
 class PlanError(ValueError):
     """A plan that asks for something that nobody can do. The message is a phrase: 'batch must be ...'."""

@@ -15,9 +15,9 @@ from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan, make_case
 from converter.verify.jax_side.candidate import Candidate
+from converter.verify.jax_side.judgement import judge
 from converter.verify.jax_side.precision import probe_jax
 from converter.verify.precision import probe_verdict
-from converter.verify.run import Options, judge
 from converter.verify.throughput.measure import measure
 from converter.verify.throughput.worker import EAGER, FOLDED, LOADED, Job, WorkerDied
 from converter.verify.torch_side.precision import probe_torch
@@ -44,7 +44,7 @@ def judged(laboratory, change=lambda facts: None, checks=("forward",)):
         change(truth.facts)
         with jax.disable_jit():
             candidate = Candidate(Precond(truth.config), in_memory(snapshot), truth.config)
-            return judge(Options(laboratory.path), candidate, truth, snapshot, lambda stage: None)
+            return judge(candidate, truth, snapshot=snapshot)
 
 
 # Refusals

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from converter.verify.golden.check import Exact
+from converter.verify.outcome import Outcome
 from converter.verify.report import text
+from converter.verify.report.files import write_report, write_whole
 from converter.verify.report.text import number, wrap
-from converter.verify.run import Outcome
 from converter.verify.verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
-from jax_edm2.strict_json import clean
+from jax_edm2.strict_json import clean, dumps
 
 SCHEMA = "edm2-golden/1"
 
@@ -35,7 +37,7 @@ def rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
 
 def terminal(outcomes: list[Outcome], records: list[Exact]) -> Iterator[str]:
     """Lines of at most 100 columns."""
-    facts = outcomes[0].facts["environment"]["JAX"]
+    facts = outcomes[0].environment["JAX"]
     yield f"float32 on {facts['platform']}, JAX {facts['jax']}; goldens: PyTorch in float64"
     yield ""
     yield f"{'':4}{'network':15}{'check':13}{'error':>8}{'measured':>10}{'allowed':>9}  nearest to its limit"
@@ -80,3 +82,11 @@ def to_json(outcomes: list[Outcome], records: list[Exact]) -> dict[str, Any]:
             "reports": {outcome.truth["golden"]["network"]: text.to_json(outcome) for outcome in outcomes},
         }
     )
+
+
+def write(record: dict[str, Any], folder: Path):
+    """goldens.json, and a report of every network in a folder of its name. record: of `to_json`."""
+    for network, report in record["reports"].items():
+        (folder / network).mkdir(parents=True, exist_ok=True)
+        write_report(report, folder / network)
+    write_whole(folder / "goldens.json", dumps(record))

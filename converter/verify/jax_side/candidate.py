@@ -1,17 +1,24 @@
 """A JAX network under examination, with the compiled functions that this takes. Needs no torch."""
 
+import contextlib
+import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converter.verify.cases import STEP, Case, Plan, make_case, trajectory_start
+from converter.convert import in_memory
+from converter.snapshot import Snapshot
+from converter.verify.cases import HELD, STEP, Case, Plan, make_case, trajectory_start
+from converter.verify.jax_side.precision import jax_dtype, jax_precision
 from converter.verify.jax_side.taps import TappedNetwork
-from converter.verify.jax_side.unread import Unread, make_room, shapes, stored
+from converter.verify.jax_side.unread import Unread, make_room, shapes, stored, unread
 from converter.verify.taps import Tap
-from jax_edm2.config import EDM2Config
+from jax_edm2.checkpoint import load
+from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import heun_states, noise_levels
@@ -117,17 +124,23 @@ class Candidate:
         A network with `Unread` variables is not run as a whole: that somebody needs the memory.
         """
         case, large = make_case(self.config, plan, plan.seeds[0]), self._has_unread()
-        if "forward" in plan.checks:
-            self._compile("denoise", shapes(self.variables), case.x, case.sigma, case.labels)
-            self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
-        if "gradients" in plan.checks:
-            few = case.first(STEP.batch)
-            variables = shapes(self.variables, jnp.float32)
-            self._compile("differentiate", variables, few.images, few.sigma, few.noise, few.labels)
-        if "trajectory" in plan.checks and not large:
-            self.trajectory(plan)
+        with jax_precision(plan.precision):
+            if "forward" in plan.checks:
+                self._compile("denoise", shapes(self.variables), case.x, case.sigma, case.labels)
+                self.tapped(case.x, case.sigma, case.labels, lambda _tap, value: value)
+            if "gradients" in plan.checks:
+                few = case.first(STEP.batch)
+                variables = shapes(self.variables, jnp.float32)
+                self._compile("differentiate", variables, few.images, few.sigma, few.noise, few.labels)
+            if "trajectory" in plan.checks and not large:
+                self.trajectory(plan)
         if large:
             make_room()
+
+    def try_to_prepare(self, plan: Plan):
+        """What fails here fails again when it is examined."""
+        with contextlib.suppress(Exception):
+            self.prepare(plan)
 
     def _whole(self) -> Any:
         """All variables, for the network as a whole."""
@@ -137,3 +150,26 @@ class Candidate:
 
     def _has_unread(self) -> bool:
         return any(isinstance(leaf, Unread) for leaf in jax.tree_util.tree_leaves(self.variables))
+
+
+def load_candidate(
+    config: EDM2Config,
+    precision: str,
+    *,
+    checkpoint: Path | None = None,
+    snapshot: Snapshot | None = None,
+    held: float = HELD,
+) -> Candidate:
+    """The network of the checkpoint, or of the snapshot converted in memory, or left where it is if it is large.
+
+    config: the architecture that is expected of it. held: bytes of weights above which it is large.
+    """
+    large = 4 * sum(map(math.prod, expected_tree(config).values())) > held
+    if checkpoint is not None:
+        stored_dtype = None if large else jnp.float32
+        net, variables = load(checkpoint, dtype=stored_dtype, compute_dtype=jax_dtype(precision))
+    else:
+        assert snapshot is not None
+        net = Precond(config, jax_dtype(precision))
+        variables = unread(snapshot) if large else in_memory(snapshot)
+    return Candidate(net, variables, config)

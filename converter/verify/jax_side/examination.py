@@ -4,7 +4,6 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,28 +20,14 @@ from converter.verify.jax_side.candidate import Candidate
 from converter.verify.jax_side.parameters import compare_parameters
 from converter.verify.jax_side.unread import raised
 from converter.verify.metrics import Difference, difference, gradient_norm, psnr
+from converter.verify.outcome import Findings, Progress
 from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from converter.verify.truth import Truth, projection
-from converter.verify.verdict import Measurement, Tolerance, judge
+from converter.verify.verdict import Tolerance, judge
 from jax_edm2.ema import update_average
 from jax_edm2.sampling import noise_levels
 from jax_edm2.training import project_to_sphere
 from jax_edm2.twofold import Twofold
-
-Progress = Callable[[str], None]
-
-
-@dataclass
-class Findings:
-    """Everything that was measured. parameters: (name, how it differs) of those that are not equal."""
-
-    parameters: list[tuple[str, str]] | None = None
-    forward: list[Measurement] = field(default_factory=list)
-    gradients: list[Measurement] = field(default_factory=list)
-    trajectory: list[Measurement] = field(default_factory=list)
-    crashes: list[tuple[str, str]] = field(default_factory=list)  # (where, why) of what JAX could not compute
-    sigmas: list[float] | None = None  # of the trajectory's states
-    psnr: float | None = None  # of the trajectory's end, in dB
 
 
 def examine(

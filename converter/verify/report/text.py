@@ -29,9 +29,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from converter import embedded
+from converter.verify.outcome import Outcome
 from converter.verify.report.markup import markdown as md
 from converter.verify.report.markup import markdown_code as code
-from converter.verify.run import Outcome
 from converter.verify.taps import OPERATIONS, scopes
 from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
 from jax_edm2 import __version__
@@ -68,7 +68,6 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     for where, _ in outcome.findings.crashes:
         check = where if where in ("gradients", "trajectory") else "forward"
         checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
-    options = outcome.options
     return clean(
         {
             "schema": SCHEMA,
@@ -86,16 +85,16 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "trajectory": _trajectory(outcome, measurements["trajectory"]),
             "golden": truth.get("golden"),
             "throughput": outcome.throughput,
-            "snapshot": truth["snapshot"] | {"path": str(options.snapshot) if options.snapshot else None},
-            "checkpoint": str(options.checkpoint) if options.checkpoint else None,
+            "snapshot": truth["snapshot"] | {"path": str(outcome.snapshot) if outcome.snapshot else None},
+            "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
             "reference": truth["reference"],
             "code": _code(outcome),
             "config": truth["config"],
             "plan": truth["plan"],
             "tolerance": dataclasses.asdict(outcome.tolerance),
-            "switches": outcome.facts["switches"],
+            "switches": outcome.switches,
             "repeat": truth["repeat"],
-            "environment": outcome.facts["environment"],
+            "environment": outcome.environment,
             "seconds": {"all": outcome.seconds, "PyTorch": truth["seconds"]},
         }
     )

@@ -6,12 +6,13 @@ one slows all.
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converter.flops import multiply_accumulates
+from converter.verify.outcome import Progress
 from converter.verify.throughput.worker import (
     CEILING,
     COMPILED,
@@ -29,7 +30,6 @@ from jax_edm2.config import EDM2Config
 
 WAYS = {"torch": (EAGER, COMPILED), "jax": (LOADED, FOLDED)}
 ROUNDS = 5
-Progress = Callable[[str], None]
 Ways = Mapping[str, Sequence[str]]
 
 
