@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.verify.cases import Plan
+from converter.verify.facts import Facts
 from converter.verify.truth import Truth
 from converter.verify.verdict import EXIT_CODES, Guilty, Measurement, Tolerance
 from jax_edm2.record import Code
@@ -42,7 +43,7 @@ class Outcome:
     findings: Findings
     environment: dict[str, Any]  # of JAX and PyTorch
     switches: dict[str, Any]  # likewise
-    truth: dict[str, Any]  # facts of the truth file
+    truth: Facts  # of the truth file
     tolerance: Tolerance
     snapshot: Path | None = None
     checkpoint: Path | None = None
@@ -82,13 +83,13 @@ def wrong(findings: Findings, differences: list[str], stored_dtype: str | None) 
 
 def unsure(truth: Truth, switches: dict[str, Any], tolerance: Tolerance, findings: Findings) -> Iterator[str]:
     """Sentences on why nothing can be concluded. switches: JAX's."""
-    for problem in (truth.facts["switches"]["problem"], switches["problem"]):
+    for problem in (truth.facts.switches["problem"], switches["problem"]):
         if problem:
             yield problem
-    if truth.facts["not_finite"]:
-        names = truth.facts["not_finite"]
+    if truth.facts.not_finite:
+        names = truth.facts.not_finite
         yield f"the truth is not finite at {names[0]} and {len(names) - 1} other places: it cannot say what is right"
-    repeat = truth.facts["repeat"]
+    repeat = truth.facts.repeat
     if repeat is not None and repeat > tolerance.isolated:
         yield f"the reference is not repeatable: two runs of PyTorch differ by {repeat:.1e}"
     off = [

@@ -107,7 +107,7 @@ def outcome_of(path: Path) -> str:
         assert "\n" not in line
     assert markdown(record)
     assert html(record).encode()
-    if found.truth.get("golden"):
+    if found.truth.golden:
         assert [*golden.terminal([found], []), dumps(golden.to_json([found], []))]
     return found.verdict
 

@@ -73,7 +73,7 @@ def test_the_truth_is_the_same(path, truths, reference, tmp_path):
         for key in a.keys():  # noqa: SIM118
             assert np.array_equal(a[key], b[key]), key
         for fact in ("parameters", "amplification", "not_finite", "errors", "repeat", "switches"):
-            assert a.facts[fact] == b.facts[fact], fact
+            assert getattr(a.facts, fact) == getattr(b.facts, fact), fact
 
 
 def test_what_is_said_of_jax_is_the_same(path, truths):

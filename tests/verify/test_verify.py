@@ -37,11 +37,11 @@ def laboratory(tmp_path_factory):
     return Laboratory(tmp_path_factory.mktemp("verify"))
 
 
-def judged(laboratory, change=lambda facts: None, checks=("forward",)):
+def judged(laboratory, change=lambda facts: facts, checks=("forward",)):
     """The outcome for the correct network, the truth file's facts changed."""
     with read_snapshot(laboratory.path) as snapshot, Truth(laboratory.truth_path) as truth:
         truth.plan = dataclasses.replace(truth.plan, checks=checks)
-        change(truth.facts)
+        truth.facts = change(truth.facts)
         with jax.disable_jit():
             candidate = Candidate(Precond(truth.config), in_memory(snapshot), truth.config)
             return judge(candidate, truth, snapshot=snapshot)
@@ -73,13 +73,14 @@ def test_tf32_left_on_in_torch_is_inconclusive(laboratory, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, w: convolve(half(x), half(w)))
     problem = probe_verdict(probe_torch("cpu"), "float32")
     assert "a convolution in PyTorch" in problem
-    outcome = judged(laboratory, lambda facts: facts["switches"].update(problem=problem))
+    outcome = judged(laboratory, lambda facts: dataclasses.replace(facts, switches={"problem": problem}))
     assert (outcome.exit_code, outcome.reasons[0]) == (3, problem)
 
 
 def test_a_reference_that_is_far_off_is_inconclusive(laboratory):
     def spoil(facts):
-        facts["errors"]["seed0"]["isolated"]["unet.enc.8x8_block0/conv_res0"]["error"] = 1e-3
+        facts.errors["seed0"]["isolated"]["unet.enc.8x8_block0/conv_res0"]["error"] = 1e-3
+        return facts
 
     outcome = judged(laboratory, spoil)
     assert outcome.exit_code == 3
@@ -90,7 +91,7 @@ def test_a_reference_that_is_far_off_is_inconclusive(laboratory):
 
 
 def test_an_unrepeatable_reference_is_inconclusive(laboratory):
-    outcome = judged(laboratory, lambda facts: facts.update(repeat=1e-5))
+    outcome = judged(laboratory, lambda facts: dataclasses.replace(facts, repeat=1e-5))
     assert (outcome.exit_code, outcome.reasons) == (
         3,
         ["the reference is not repeatable: two runs of PyTorch differ by 1.0e-05"],
@@ -99,8 +100,9 @@ def test_an_unrepeatable_reference_is_inconclusive(laboratory):
 
 def test_parameters_that_differ_are_a_disagreement_whatever_the_precision(laboratory):
     def spoil(facts):
-        facts["switches"]["problem"] = "TF32"
-        facts["parameters"]["unet.out_gain"]["sha256"] = "0" * 64
+        facts.switches["problem"] = "TF32"
+        facts.parameters["unet.out_gain"]["sha256"] = "0" * 64
+        return facts
 
     outcome = judged(laboratory, spoil, ("parameters",))
     assert outcome.exit_code == 1
@@ -108,7 +110,8 @@ def test_parameters_that_differ_are_a_disagreement_whatever_the_precision(labora
 
 def test_a_tap_that_only_the_reference_has(laboratory):
     def spoil(facts):
-        facts["errors"]["seed0"]["isolated"].pop("unet.enc.8x8_block0/silu1")
+        facts.errors["seed0"]["isolated"].pop("unet.enc.8x8_block0/silu1")
+        return facts
 
     outcome = judged(laboratory, spoil)
     assert outcome.exit_code == 1

@@ -78,7 +78,7 @@ def _network(truth: Truth) -> str:
         raise GoldenError(f"{truth.path}: is a truth file and no golden; use it with --truth")
     if truth.path.stat().st_size > MOST_BYTES:
         raise GoldenError(f"{truth.path}: has more than {MOST_BYTES / 1e6:.0f} MB, which no golden has")
-    network = truth.golden["network"]
+    network = truth.golden.network
     if truth.config != network_config(network):
         raise GoldenError(f"{truth.path}: has another configuration than the network {network!a:.60}")
     return network
@@ -109,12 +109,12 @@ def check_golden(truth: Truth) -> Outcome:
     from converter.verify.jax_side.judgement import judge
     from jax_edm2.network import Precond
 
-    facts = truth.golden or {}
-    tensors = network_tensors(facts["network"])
+    assert truth.golden is not None
+    tensors = network_tensors(truth.golden.network)
     leaves = {jax_path(name): jnp.asarray(value) for name, value in tensors.items()}
     candidate = Candidate(Precond(truth.config), unflatten_dict(leaves, sep="/"), truth.config)
     outcome = judge(candidate, truth)
-    if normalised_digest(tensors) != facts["normalised"]:
+    if normalised_digest(tensors) != truth.golden.normalised:
         outcome.verdict = DISAGREES
         outcome.reasons.append("the weights, normalised in float64, have another digest than was recorded")
     return outcome

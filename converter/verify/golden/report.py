@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from converter.verify.facts import Golden
 from converter.verify.golden.check import Exact
 from converter.verify.outcome import Outcome
 from converter.verify.report import text
@@ -16,16 +17,22 @@ from jax_edm2.strict_json import clean, dumps
 SCHEMA = "edm2-golden/1"
 
 
+def golden_of(outcome: Outcome) -> Golden:
+    """What the outcome's truth says of itself."""
+    assert outcome.truth.golden is not None
+    return outcome.truth.golden
+
+
 def rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     """The measurement nearest to its limit, of every network and kind, beside the error that was recorded."""
     for outcome in outcomes:
-        facts = outcome.truth["golden"]
+        facts = golden_of(outcome)
         found = [m for each in outcome.measurements.values() for m in each]
-        for kind, measured in facts["measured"].items():
+        for kind, measured in facts.measured.items():
             worst = max((m for m in found if m.kind == kind), key=lambda m: m.margin, default=None)
             if worst is not None:
                 yield {
-                    "network": facts["network"],
+                    "network": facts.network,
                     "kind": kind,
                     "name": worst.name,
                     "error": worst.difference.error,
@@ -52,7 +59,7 @@ def terminal(outcomes: list[Outcome], records: list[Exact]) -> Iterator[str]:
     yield f"{verdict(outcomes, records).upper()}: {HEADLINES[verdict(outcomes, records)]}."
     for outcome in outcomes:
         for reason in outcome.reasons:
-            yield from wrap(f"  {outcome.truth['golden']['network']}: ", reason)
+            yield from wrap(f"  {golden_of(outcome).network}: ", reason)
 
 
 HEADLINES = {
@@ -79,7 +86,7 @@ def to_json(outcomes: list[Outcome], records: list[Exact]) -> dict[str, Any]:
             "headline": HEADLINES[final],
             "checks": list(rows(outcomes)),
             "records": [{**dataclasses.asdict(check), "agrees": check.agrees} for check in records],
-            "reports": {outcome.truth["golden"]["network"]: text.to_json(outcome) for outcome in outcomes},
+            "reports": {golden_of(outcome).network: text.to_json(outcome) for outcome in outcomes},
         }
     )
 

@@ -44,7 +44,7 @@ def examine(
     for check in truth.plan.checks:
         progress(check)
         if check == "parameters":
-            findings.parameters = compare_parameters(candidate.variables, truth.facts["parameters"], snapshot)
+            findings.parameters = compare_parameters(candidate.variables, truth.facts.parameters, snapshot)
         elif check == "forward":
             for seed in truth.plan.seeds:
                 run.forward(f"seed{seed}", make_case(truth.config, truth.plan, seed))
@@ -62,7 +62,7 @@ class _Examination(ABC):
 
     def __init__(self, candidate: Candidate, truth: Truth, tolerance: Tolerance, findings: Findings):
         self.candidate, self.truth, self.tolerance, self.findings = candidate, truth, tolerance, findings
-        self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts["errors"]
+        self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts.errors
 
     @abstractmethod
     def forward(self, name: str, case: Case):
@@ -114,7 +114,7 @@ class _Examination(ABC):
 
     def judge_gradient(self, kind: str, name: str, key: str, value: Any):
         """Beside what the truth has under `key`."""
-        norm = gradient_norm(name, self.truth.facts["gradient_sizes"]) if kind == "gradient" else None
+        norm = gradient_norm(name, self.truth.facts.gradient_sizes) if kind == "gradient" else None
         torch = self.errors["gradients"][key]
         found = difference(np.asarray(value, np.float64), np.asarray(self.truth[key]), norm)
         measured = judge(kind, "", name, found, torch["error"], self.tolerance, torch["condition"])
@@ -178,7 +178,7 @@ class Examination(_Examination):
                 return _like(self.truth[f"{case}/{tap}"] if amplified else exact, value)
             return value
 
-        amplify = self.truth.facts["amplification"].get(case, {}) if isolated else {}
+        amplify = self.truth.facts.amplification.get(case, {}) if isolated else {}
         try:
             self.candidate.tapped(*arguments, visit, amplify)
         except (KeyboardInterrupt, MemoryError, ConverterError):
@@ -214,7 +214,7 @@ class Examination(_Examination):
         return gradient
 
     def step(self, name: str, parameter: Any, gradient: Any):
-        new, average = _training_step(parameter, gradient, self.truth.facts["gradient_sizes"][name])
+        new, average = _training_step(parameter, gradient, self.truth.facts.gradient_sizes[name])
         for key, value in ((f"step/{name}", new), (f"ema/{name}", average)):
             self.judge_gradient("step", key, key, value)
 

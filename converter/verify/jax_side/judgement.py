@@ -45,8 +45,8 @@ def judge(
         guilty=guilty(truth.config, findings.forward, findings.parameters or []),
         warnings=list(warnings(plan, findings)) if truth.golden is None else [],
         findings=findings,
-        environment={"JAX": jax_facts(), "PyTorch": truth.facts["environment"]},
-        switches={"JAX": switches, "PyTorch": truth.facts["switches"]},
+        environment={"JAX": jax_facts(), "PyTorch": truth.facts.environment},
+        switches={"JAX": switches, "PyTorch": truth.facts.switches},
         truth=truth.facts,
         tolerance=tolerance,
         snapshot=snapshot.path if snapshot else None,
@@ -61,7 +61,7 @@ def _code(truth: Truth, snapshot: Snapshot | None, record: Record | None) -> Cod
         return embedded.identify(snapshot.source)
     if truth.golden is not None:
         return None
-    sha256 = truth.facts["snapshot"]["source"].removeprefix("sha256:")
+    sha256 = truth.facts.snapshot["source"].removeprefix("sha256:")
     if known := embedded.known_text(sha256):
         return Code(sha256, known=known)
     return record.code if record and record.code and record.code.sha256 == sha256 else Code(sha256)
@@ -69,7 +69,7 @@ def _code(truth: Truth, snapshot: Snapshot | None, record: Record | None) -> Cod
 
 def _tolerance(truth: Truth) -> Tolerance:
     if truth.golden is not None:
-        return Tolerance(**truth.golden["tolerance"])
+        return truth.golden.tolerance
     if truth.plan.precision == "float32" and jax.default_backend() == "tpu":
         return TOLERANCES["float32 on TPU"]
     return TOLERANCES[truth.plan.precision]

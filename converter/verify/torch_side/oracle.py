@@ -6,7 +6,6 @@ Runs as a process of its own, so that its memory, its switches and any embedded 
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 import os
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot, read_snapshot
 from converter.verify.cases import STEP, Case, make_case, trajectory_start
+from converter.verify.facts import Facts
 from converter.verify.metrics import difference, gradient_norm
 from converter.verify.taps import (
     DENOISED,
@@ -48,8 +48,8 @@ from torch_ref.sampling import heun_states, noise_levels
 from torch_ref.training import power_function_exponent
 
 
-def compute(job: Job) -> dict[str, Any]:
-    """Write the truth file of a job and return its facts. Raises: ConverterError, OSError."""
+def compute(job: Job):
+    """Write the truth file of a job. Raises: ConverterError, OSError."""
     started = time.perf_counter()
     switches = set_torch(job.plan.precision, job.device)
     with read_snapshot(job.snapshot) as snapshot, TruthWriter(Path(job.output)) as truth:
@@ -59,23 +59,22 @@ def compute(job: Job) -> dict[str, Any]:
             oracle.write_truth()
         oracle.reference.lower()
         oracle.compare_reference()
-        facts = {
-            "plan": dataclasses.asdict(job.plan),
-            "config": snapshot.config.to_json(),
-            "snapshot": {"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": snapshot.source_hash},
-            "reference": job.reference,
-            "parameters": _parameter_hashes(snapshot),
-            "amplification": oracle.amplification,
-            "not_finite": oracle.not_finite,
-            "gradient_sizes": oracle.gradient_sizes,
-            "errors": oracle.errors,
-            "repeat": oracle.repeat,
-            "environment": torch_facts(job.device),
-            "switches": switches,
-            "seconds": round(time.perf_counter() - started, 1),
-        }
+        facts = Facts(
+            plan=job.plan,
+            config=snapshot.config,
+            snapshot={"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": snapshot.source_hash},
+            reference=job.reference,
+            parameters=_parameter_hashes(snapshot),
+            amplification=oracle.amplification,
+            not_finite=oracle.not_finite,
+            gradient_sizes=oracle.gradient_sizes,
+            errors=oracle.errors,
+            repeat=oracle.repeat,
+            environment=torch_facts(job.device),
+            switches=switches,
+            seconds=round(time.perf_counter() - started, 1),
+        )
         truth.finish(facts)
-    return facts
 
 
 class _Oracle:
