@@ -1,7 +1,7 @@
 """What a verification can be asked for: a type for each way. (Goldens need no request: see `golden.check`.)"""
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter import processes
@@ -29,7 +29,7 @@ class FromSnapshot:
     """
 
     snapshot: Path
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     reference: str = "torch_ref"
     checkpoint: Path | None = None
     device: str = "auto"
