@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from converter.verify.cases import Plan
+from converter.verify.facts import Golden
 from converter.verify.golden.check import FOLDER, check_golden
 from converter.verify.golden.networks import DIGITS, NETWORKS, network_tensors, normalised_digest
-from converter.verify.run import Outcome
+from converter.verify.outcome import Outcome
 from converter.verify.taps import taps
 from converter.verify.torch_side import oracle
 from converter.verify.torch_side.job import Job
@@ -45,14 +46,14 @@ def record(name, folder):
         write_snapshot(snapshot, net, dtype=torch.float32)
     oracle.compute(Job(str(snapshot), str(full), PLAN))
     with Truth(full) as truth:
-        facts = {"network": name, "normalised": normalised_digest(tensors)}
-        write(truth, path, {**facts, **allowance(dict.fromkeys(KINDS, LARGEST_MEASURED), [{}])})  # only to be measured
+        digest = normalised_digest(tensors)
+        write(truth, path, golden_of(name, digest, dict.fromkeys(KINDS, LARGEST_MEASURED), [{}]))  # only to be measured
         with Truth(path) as golden:
             outcome = check_golden(golden)
         path.unlink()
         measured = largest_errors(outcome)
-        on = [outcome.facts["environment"]["JAX"], outcome.facts["environment"]["PyTorch"]]
-        write(truth, path, {**facts, **allowance(measured, on)})
+        on = [outcome.environment["JAX"], outcome.environment["PyTorch"]]
+        write(truth, path, golden_of(name, digest, measured, on))
     full.unlink()
 
 
@@ -69,18 +70,18 @@ def largest_errors(outcome: Outcome):
     }
 
 
-def allowance(measured, on):
-    return {"measured": measured, "on": on, "tolerance": dataclasses.asdict(tolerance_of(measured))}
+def golden_of(network: str, digest: str, measured: dict[str, float], on: list[dict]) -> Golden:
+    return Golden(network, digest, measured, on, tolerance_of(measured))
 
 
-def write(truth: Truth, path: Path, golden):
+def write(truth: Truth, path: Path, golden: Golden):
     """A thin copy of a truth file."""
     kept = {str(tap) for tap in {tap.scope: tap for tap in taps(truth.config)}.values()}  # what each scope ends with
-    gradients = {key: found for key, found in truth.facts["errors"]["gradients"].items() if not key.startswith(STEPS)}
-    errors = {"gradients": gradients, "trajectory": truth.facts["errors"]["trajectory"]}
+    gradients = {key: found for key, found in truth.facts.errors["gradients"].items() if not key.startswith(STEPS)}
+    errors = {"gradients": gradients, "trajectory": truth.facts.errors["trajectory"]}
     with TruthWriter(path) as file:
         for case in (f"seed{seed}" for seed in PLAN.seeds):
-            found = truth.facts["errors"][case]
+            found = truth.facts.errors[case]
             errors[case] = {
                 "accumulated": {tap: error for tap, error in found["accumulated"].items() if tap in kept},
                 "outputs": found["outputs"],
@@ -91,8 +92,9 @@ def write(truth: Truth, path: Path, golden):
         for key in gradients:
             if key != "loss":
                 file[key] = projection(key.removeprefix("gradient/"), truth[key])
-        snapshot = {**truth.facts["snapshot"], "sha256": None}  # the file's, which is made anew every time
-        file.finish({**truth.facts, "golden": golden, "errors": errors, "amplification": {}, "snapshot": snapshot})
+        snapshot = {**truth.facts.snapshot, "sha256": None}  # the file's, which is made anew every time
+        facts = dataclasses.replace(truth.facts, golden=golden, errors=errors, amplification={}, snapshot=snapshot)
+        file.finish(facts)
 
 
 def compare(old: Path, new: Path):
@@ -102,11 +104,13 @@ def compare(old: Path, new: Path):
         return
     with Truth(old) as before, Truth(new) as after:
         for name in ("config", "plan", "parameters", "reference"):
-            if before.facts[name] != after.facts[name]:
-                yield f"{old}: {name} was {str(before.facts[name])[:100]}, is {str(after.facts[name])[:100]}"
+            was, now = (each.facts.to_json()[name] for each in (before, after))
+            if was != now:
+                yield f"{old}: {name} was {str(was)[:100]}, is {str(now)[:100]}"
         for name in ("network", "normalised"):
-            if before.golden[name] != after.golden[name]:
-                yield f"{old}: {name} was {before.golden[name]}, is {after.golden[name]}"
+            was, now = (getattr(each.golden, name) for each in (before, after))
+            if was != now:
+                yield f"{old}: {name} was {was}, is {now}"
         for key in sorted(before.keys() | after.keys()):
             if key not in after or key not in before:
                 yield f"{old}: {key} is {'gone' if key in before else 'new'}"

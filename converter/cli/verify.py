@@ -1,29 +1,27 @@
 """edm2-verify: does the JAX network compute what the PyTorch network of a snapshot computes?"""
 
 import contextlib
-import dataclasses
 import importlib.util
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from converter import embedded
 from converter.cli.options import source_options
 from converter.cli.run import run, say
 from converter.cli.seeds import Seeds
 from converter.devices import start
-from converter.flops import multiply_accumulates
-from converter.snapshot import read_snapshot
 from converter.sources import Fetching, Location, locate
+from converter.verify import oracle_process
 from converter.verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
-from converter.verify.run import Options, run_oracle, torch_device, verify
-from converter.verify.truth import Truth
+from converter.verify.golden.check import FOLDER, find_goldens, hold_to
+from converter.verify.jax_side.xla_flags import set_xla_flags, xla_flags
+from converter.verify.precision import PRECISIONS
+from converter.verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
+from converter.verify.run import verify
+from converter.verify.source import Source
 from jax_edm2 import __version__
-from jax_edm2.files import whole_or_nothing
 from jax_edm2.strict_json import dumps
 
 EPILOG = """\b
@@ -45,11 +43,8 @@ Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input tha
 3 inconclusive (a precision switch did not take effect, the reference is not repeatable or not finite),
 130 interrupted.
 """
-STEPS, FEWER = 32, 10  # of the trajectory
-LARGE = 75e9  # multiply-accumulates of one evaluation: XS has 45e9, S 101e9
 OURS = "ours"  # goldens
 WITH_GOLDEN = ("golden", "device", "report", "json_")
-SHOWN = 150  # characters of a line of source; what is longer goes on in the next line
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
 
 
@@ -96,7 +91,7 @@ class Checks(click.ParamType):
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    type=click.Choice([*PRECISIONS]),
     default="float32",
     show_default=True,
     help="float32 is the verdict on a conversion; the others are health checks.",
@@ -173,34 +168,37 @@ def edm2_verify(
             parameter for parameter in context.params if parameter not in WITH_GOLDEN and _given(context, parameter)
         ]:
             raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
-        return _golden(golden, device, report, json_)
+        return _golden(FOLDER if str(golden) == OURS else golden, device, report, json_)
+    fetching = Fetching(sha256, cache_dir, offline, timeout)
     if show_source:
-        _show_source(Fetching(sha256, cache_dir, offline, timeout).bring(locate(snapshot, preset)[0]), json_)
+        _show_source(Source.of(fetching.bring(locate(snapshot, preset)[0])), json_)
         return 0
     if sweep and "throughput" not in checks:
         checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
-    plan = Plan(checks, seeds, sigmas, batch, steps or STEPS, precision)
     location = locate(snapshot, preset)[0] if snapshot or preset else None
-    snapshot = Path(location.text) if location else None
-    options = Options(snapshot, checkpoint, plan, device, reference, truth, sweep)
-    _check_usage(context, options, save_truth, trust_embedded_code)
-    if location is not None:  # fetched when everything else is known to be right
-        snapshot = Fetching(sha256, cache_dir, offline, timeout).bring(location)
-        options = dataclasses.replace(options, snapshot=snapshot)
-    if steps is None and truth is None and torch_device(options) == "cpu":
-        options = _fewer_steps(options)
-    if options.snapshot is not None:
-        _about_source(options)
+    _check_usage(context, location, checks)
+    path = fetching.bring(location) if location else None  # when everything else is known to be right
+    if truth is not None:
+        request: Request = FromTruth(truth, checkpoint, path, device, sweep)
+    else:
+        assert path is not None
+        of_torch = torch_device(device)
+        plan = Plan(checks, seeds, sigmas, batch, steps or usual_steps(path, of_torch), precision)
+        request = FromSnapshot(path, plan, reference, checkpoint, device, of_torch, sweep)
+    if path is not None:
+        _about_source(Source.of(path), reference)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
-    if save_truth is not None:
-        with whole_or_nothing(save_truth, overwrite=force) as temporary:
-            run_oracle(options, temporary)
+    if save_truth is not None and isinstance(request, FromSnapshot):
+        oracle_process.save_truth(request, save_truth, overwrite=force)
         say(f"{save_truth}: {save_truth.stat().st_size / 1e6:.1f} MB; use it with --truth {save_truth}")
         return 0
-    _start_jax(device, plan.precision if truth is None else _precision_of(truth))
+    plan = plan_of(request)
+    if truth is not None and plan.checks == ("throughput",):
+        raise click.UsageError(f"{truth} has nothing to compare with: it was made with --checks throughput")
+    _start_jax(device, plan.precision)
     with _stages() as stage:
-        outcome = verify(options, stage)
+        outcome = verify(request, stage)
     return _report(outcome, report, json_)
 
 
@@ -208,76 +206,54 @@ def _given(context, name) -> bool:
     return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
-def _check_usage(context, options: Options, save_truth, trusted: bool):
-    if options.truth is None and importlib.util.find_spec("torch") is None:
+def _check_usage(context, location: Location | None, checks: tuple[str, ...]):
+    """Raises: click.UsageError for options that do not go together."""
+    given = context.params
+    if given["truth"] is None and importlib.util.find_spec("torch") is None:
         raise click.UsageError("PyTorch is not installed: pip install torch, or bring what it computes with --truth")
-    if options.truth is not None and save_truth is not None:
+    if given["truth"] is not None and given["save_truth"] is not None:
         raise click.UsageError("--truth and --save-truth exclude each other")
-    if save_truth is not None and options.plan.checks == ("throughput",):
+    if given["save_truth"] is not None and checks == ("throughput",):
         raise click.UsageError("--save-truth keeps what PyTorch computes, and throughput computes nothing to keep")
-    if options.snapshot is None and options.truth is None:
+    if location is None and given["truth"] is None:
         raise click.UsageError("give a SNAPSHOT (.pkl)")
-    if options.snapshot is None and options.checkpoint is None:
+    if location is None and given["checkpoint"] is None:
         raise click.UsageError("give a SNAPSHOT (.pkl) or a --checkpoint beside --truth")
-    if options.snapshot is None and _given(context, "checks") and "throughput" in options.plan.checks:
+    if location is None and _given(context, "checks") and "throughput" in checks:
         raise click.UsageError("throughput needs a SNAPSHOT (.pkl)")
-    if options.truth is not None:
+    if given["truth"] is not None:
         for name in FROM_TRUTH:
             if _given(context, name):
                 raise click.UsageError(f"--{name} is fixed by the --truth file: leave it out")
-    if options.reference == "embedded" and not trusted:
+    if given["reference"] == "embedded" and not given["trust_embedded_code"]:
         raise click.UsageError(
             "--reference embedded executes the Python source inside the snapshot; add --trust-embedded-code if you "
             "trust where the file came from"
         )
-    if options.snapshot is not None and options.snapshot.suffix == ".safetensors":
-        shown = Location(str(options.snapshot)).name
+    if location is not None and Path(location.text).suffix == ".safetensors":
+        shown = Location(str(Path(location.text))).name
         raise click.UsageError(f"{shown} is a checkpoint: name it with --checkpoint, beside the snapshot")
 
 
-def _fewer_steps(options: Options) -> Options:
-    """The options, with fewer steps if the network is large: most of the time would go to the trajectory."""
-    with read_snapshot(options.snapshot or "") as snapshot:
-        large = multiply_accumulates(snapshot.config) > LARGE
-    return dataclasses.replace(options, plan=dataclasses.replace(options.plan, steps=FEWER)) if large else options
-
-
-def _about_source(options: Options):
+def _about_source(source: Source, reference: str):
     """Say what will be executed before it is, or that what the snapshot carries is not known and will not be."""
-    with read_snapshot(options.snapshot or "") as snapshot:
-        code, lines = embedded.identify(snapshot.source), snapshot.source.count("\n")
-    if options.reference == "embedded":
-        what = embedded.description(code)
-        say(f"executing the source inside {options.snapshot}: {lines} lines, sha256:{code.sha256}, {what}", err=True)
-    elif line := embedded.warning(str(options.snapshot), code):
+    if reference == "embedded":
+        say(source.before_execution(), err=True)
+    elif line := source.warning():
         say(f"edm2-verify: warning: {line}", err=True)
 
 
-def _show_source(path: Path, json_: bool):
+def _show_source(source: Source, json_: bool):
     """Print the source inside a snapshot, all of it, such that a terminal acts on none of it."""
-    with read_snapshot(path) as snapshot:
-        source, code = snapshot.source, embedded.identify(snapshot.source)
     if json_:
-        click.echo(dumps({**dataclasses.asdict(code), "source": source}))
+        click.echo(dumps(source.to_json()))
         return
-    say(f"{path}: sha256:{code.sha256}, {embedded.description(code)}")
-    for number, line in enumerate(re.split(r"\r\n?|\n", source), 1):  # where Python sees the end of a line
-        for at in range(0, max(len(line), 1), SHOWN):
-            say(f"{'+' if at else number:>6}  {line[at : at + SHOWN]}".rstrip(" "))
-
-
-def _precision_of(path: Path) -> str:
-    """Of a truth file, which is refused before JAX is started. Raises: TruthError, click.UsageError."""
-    with Truth(path) as truth:
-        if truth.plan.checks == ("throughput",):
-            raise click.UsageError(f"{path} has nothing to compare with: it was made with --checks throughput")
-        return truth.plan.precision
+    for line in source.lines():
+        say(line)
 
 
 def _start_jax(device: str, precision: str):
     """Bring JAX up on the device asked for, with the flags that the precision needs."""
-    from converter.verify.precision import set_xla_flags, xla_flags
-
     unknown = set_xla_flags(xla_flags(precision, device))
     if unknown:
         say(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
@@ -302,11 +278,12 @@ def _stages():
 
 
 def _report(outcome, folder: Path | None, json_: bool) -> int:
+    from converter.verify.report.files import write_report
     from converter.verify.report.text import terminal, to_json
 
     record = to_json(outcome)
     if folder is not None:
-        _write(record, folder)
+        write_report(record, folder)
     if json_:
         click.echo(dumps(record))
     else:
@@ -317,41 +294,21 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
     return outcome.exit_code
 
 
-def _write(record: dict[str, Any], folder: Path):
-    from converter.verify.report.html import html
-    from converter.verify.report.text import markdown
-
-    for name, content in (
-        ("report.json", dumps(record)),
-        ("report.md", markdown(record)),
-        ("report.html", html(record)),
-    ):
-        with whole_or_nothing(folder / name, overwrite=True) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-
-
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
     """Hold this machine to goldens: the exit code."""
-    from converter.verify.golden import check
-    from converter.verify.golden import report as golden_report
+    from converter.verify.golden.report import terminal, to_json, write
 
-    paths = check.find_goldens(check.FOLDER if str(folder) == OURS else folder)
+    paths = find_goldens(folder)
     _start_jax(device, Plan().precision)
     with _stages() as stage:
-        outcomes = list(check.check_goldens(paths, stage))
-    records = check.check_records()
-    record = golden_report.to_json(outcomes, records)
-    text = dumps(record)
+        found = hold_to(paths, stage)
+    record = to_json(*found)
     if report is not None:
-        for name, each in record["reports"].items():
-            (report / name).mkdir(parents=True, exist_ok=True)
-            _write(each, report / name)
-        with whole_or_nothing(report / "goldens.json", overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write(record, report)
     if json_:
-        click.echo(text)
+        click.echo(dumps(record))
     else:
-        for line in golden_report.terminal(outcomes, records):
+        for line in terminal(*found):
             say(line)
     return record["exit_code"]
 

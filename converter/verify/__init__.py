@@ -1,6 +1,11 @@
 """Proof that a JAX network computes what the PyTorch network of a snapshot computes.
 
 `torch_side` runs PyTorch, in its own process, and leaves a truth file; `jax_side` runs JAX against that file; neither
-imports the other. `verdict` applies the rule, `run` puts one verification together, `report` says what was found.
-`golden` holds a machine to truths that were recorded before, `throughput` says how fast both frameworks are.
+imports the other. `verdict` has the rule, `report` says what was found. `golden` holds a machine to truths that were
+recorded before, `throughput` says how fast both frameworks are. What edm2-verify does is a call each:
+
+    run.verify(request)                        a `request` FromSnapshot or FromTruth; the Outcome
+    oracle_process.save_truth(request, path)   what PyTorch computes, for another machine
+    golden.check.hold_to(paths)                the Outcomes of goldens
+    source.Source.of(path)                     the source that a snapshot carries
 """

@@ -7,16 +7,20 @@ from typing import Any, Self
 
 import numpy as np
 
+from converter.verify.precision import PRECISIONS
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
 CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
-PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 MOST_SEEDS, LARGEST_SEED = 10_000, 10**18 - 1
 MOST_SIGMAS, LARGEST_SIGMA = 1000, 1e6
 MOST_BATCH = 65536
 FEWEST_STEPS, MOST_STEPS = 1, 10_000
+
+# Bytes of weights, in the precision in which they are computed with, that a process holds for as long as it runs: of M
+# in float64, of L in float32. Those of a larger network are read again whenever a part of it needs them.
+HELD = 4e9
 
 
 class PlanError(ValueError):

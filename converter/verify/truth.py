@@ -27,7 +27,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from converter.errors import ConverterError
-from converter.verify import facts as facts_of_truth
 from converter.verify import shapes
 from converter.verify.archive import (
     MOST_MEMBERS,
@@ -38,6 +37,8 @@ from converter.verify.archive import (
     stored_members,
 )
 from converter.verify.cases import Plan
+from converter.verify.facts import Facts, check
+from converter.verify.facts_values import FactsError
 from jax_edm2 import strict_json
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
@@ -96,14 +97,14 @@ class TruthWriter:
         dtype, shape, _ = self._members[key]
         return read_member(self._file, self._starts[key], dtype, tuple(shape))  # zipfile finds its place again
 
-    def finish(self, facts: dict[str, Any]):
+    def finish(self, facts: Facts):
         """Write the table of members and the facts. Raises: TruthError for what `Truth` would refuse."""
-        record = {"members": self._members, "facts": facts_of_truth.as_json(facts)}
+        record = {"members": self._members, "facts": facts.to_json()}
         text = json.dumps({"schema": SCHEMA, "sha256": _UNSIGNED, **record}, allow_nan=False).encode("ascii")
         text = text.replace(_UNSIGNED.encode(), _digest(text).encode(), 1)
         try:
             _Record(text)
-        except (ArchiveError, facts_of_truth.FactsError) as error:
+        except (ArchiveError, FactsError) as error:
             raise TruthError(f"{self._path}: would be refused: {error}") from None
         with self._zip.open(MEMBER, "w", force_zip64=True) as member:
             member.write(text)
@@ -112,7 +113,7 @@ class TruthWriter:
 class Truth:
     """An open truth file. Use it in a `with` statement.
 
-    facts: of truth.json, checked: plan, config, snapshot, parameters, errors, environment, ...
+    facts: of truth.json, checked; plan, config and golden are theirs.
     Raises: TruthError, when it is opened and whenever an array is read.
     """
 
@@ -121,15 +122,15 @@ class Truth:
         self._file = self._open()
         try:
             self._spans, record = _read(self._file)
-        except (ArchiveError, facts_of_truth.FactsError, OSError) as error:
+        except (ArchiveError, FactsError, OSError) as error:
             self._file.close()
             raise TruthError(f"{path}: {error}; {AGAIN}") from None
         except BaseException:
             self._file.close()
             raise
         self._members = record.members
-        self.facts, self.plan, self.config = record.facts, record.plan, record.config
-        self.golden: dict[str, Any] | None = self.facts.get("golden")  # see `converter.verify.golden.check`
+        self.facts = record.facts
+        self.plan, self.config, self.golden = self.facts.plan, self.facts.config, self.facts.golden
 
     def _open(self) -> BinaryIO:
         try:
@@ -188,7 +189,7 @@ class _Record:
             raise ArchiveError(f"has a {MEMBER} of {', '.join(map(brief, list(record)[:9]))}, not of members and facts")
         self.members = _members(record["members"])
         arrays = {key: (dtype, shape) for key, (dtype, shape, _) in self.members.items()}
-        self.facts, self.plan, self.config = facts_of_truth.check(record["facts"], arrays)
+        self.facts = check(record["facts"], arrays)
 
 
 def _read(file: BinaryIO) -> tuple[dict[str, int], _Record]:

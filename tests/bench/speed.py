@@ -25,7 +25,9 @@ from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 from converter.verify.report.plots import Series, log_plot
 from converter.verify.report.text import throughput_lines
-from converter.verify.throughput import measure as throughput
+from converter.verify.throughput.measure import ROUNDS, WAYS, measure
+from converter.verify.throughput.worker import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job, WorkerDied
+from tests.bench.worker import JAX_EDM2, NVLABS, command
 
 DIGITS = ROOT / "golden" / "digits.pkl"
 STYLE = """<style>text { font: 11px monospace; fill: #667085 } .grid { stroke: #d9dde5 }
@@ -38,23 +40,23 @@ def make_snapshot(name: str, folder: Path) -> Path:
     if name == "digits":
         return DIGITS
     path = folder / f"{name}.pkl"
-    command = [*processes.module("torch_ref.snapshot"), name, "-o", str(path)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    making = [*processes.module("torch_ref.snapshot"), name, "-o", str(path)]
+    subprocess.run(making, check=True, stdout=subprocess.DEVNULL)
     return path
 
 
 def convert(snapshot: Path, output: Path) -> float:
     """Seconds of the whole process."""
     started = time.perf_counter()
-    command = [*processes.module("converter.cli.convert"), str(snapshot), "-o", str(output), "--force"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    converting = [*processes.module("converter.cli.convert"), str(snapshot), "-o", str(output), "--force"]
+    subprocess.run(converting, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def load(checkpoint: Path, device: str) -> dict[str, float]:
     """Seconds of jax_edm2.load, and how far the process's memory rose above what it had before, in bytes."""
-    command = [*processes.module("tests.bench.speed"), "--load", str(checkpoint), "--device", device]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    loading = [*processes.module("tests.bench.speed"), "--load", str(checkpoint), "--device", device]
+    return json.loads(subprocess.run(loading, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def measure_load(checkpoint: str, device: str) -> dict[str, float]:
@@ -74,15 +76,15 @@ def measure_load(checkpoint: str, device: str) -> dict[str, float]:
 
 
 def ways(args) -> dict[str, list[str]]:
-    found = {framework: [*names] for framework, names in throughput.WAYS.items()}
+    found = {framework: [*names] for framework, names in WAYS.items()}
     if args.no_compile:
-        found["torch"].remove("PyTorch torch.compile")
+        found["torch"].remove(COMPILED)
     if args.nvlabs:
-        found["torch"].append(throughput.OTHERS["torch"])
+        found["torch"].append(NVLABS)
     if args.jax_edm2:
-        found["jax"].append(throughput.OTHERS["jax"])
+        found["jax"].append(JAX_EDM2)
     if args.steps:
-        for framework, name in throughput.SAMPLING.items():
+        for framework, name in SAMPLING.items():
             found[framework].append(name)
     return found
 
@@ -96,16 +98,20 @@ def bench(name: str, args, folder: Path) -> list[dict]:
         f"loaded in {loaded['seconds']:.2f} s with {loaded['bytes'] / size:.2f} times its {size / 1e6:.0f} MB",
         flush=True,
     )
-    others = {"nvlabs": args.nvlabs, "jax_edm2": args.jax_edm2, "steps": args.steps or throughput.STEPS}
     entries = []
     with read_snapshot(snapshot) as opened:
         config = opened.config
     for batch in args.batches:
         try:
-            entry = throughput.measure(
-                config, str(snapshot), batch, args.precision, args.device, lambda stage: None, ways(args), **others
+            entry = measure(
+                config,
+                Job(str(snapshot), batch, args.precision, args.device, args.steps or STEPS),
+                lambda stage: None,
+                ways=ways(args),
+                rounds=args.rounds,
+                command=command(args.nvlabs, args.jax_edm2),
             )
-        except throughput.WorkerDied as error:
+        except WorkerDied as error:
             entry = {"batch": batch, "ended": str(error)}
         entries.append({"network": name, "convert": seconds, "load": loaded, **entry})
         print("\n".join(throughput_lines(entry)), flush=True)
@@ -126,7 +132,7 @@ def plot(entries: list[dict]) -> str:
         return [(value, f"{value / 1e9:.2f} GB") for value in found]
 
     shown = (
-        ("seconds per image and evaluation", seconds("JAX folded"), seconds(throughput.EAGER)),
+        ("seconds per image and evaluation", seconds(FOLDED), seconds(EAGER)),
         ("bytes at most, over all ways", memory("jax"), memory("torch")),
     )
     parts = []
@@ -147,7 +153,7 @@ def main(argv=None):
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--precision", choices=["float32", "tf32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="sample too, with N Heun steps")
-    parser.add_argument("--rounds", type=int, default=throughput.ROUNDS, metavar="N")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--nvlabs", metavar="DIR", help="a clone of github.com/NVlabs/edm2")
     parser.add_argument("--jax-edm2", metavar="DIR", help="a clone of github.com/nmboffi/jax-edm2")
@@ -158,7 +164,6 @@ def main(argv=None):
     if args.load:
         print(json.dumps(measure_load(args.load, args.device)))
         return
-    throughput.ROUNDS = args.rounds
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.networks:

@@ -3,15 +3,13 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
-from converter.verify.throughput import measure as throughput
 from tests.bench import speed as bench
 
 
-def test_bench_of_digits(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "ROUNDS", 1)  # and as it was when this is over
+def test_bench_of_digits(tmp_path, capsys):
     plot, record = tmp_path / "growth.svg", tmp_path / "bench.json"
     small = ["--networks", "digits", "--batches", "1", "2", "--steps", "2", "--rounds", "1", "--no-compile"]
-    bench.main([*small, "--nvlabs", "/nowhere", "--plot", str(plot), "--json", str(record)])
+    bench.main([*small, "--nvlabs", "/nowhere", "--jax-edm2", "/nowhere", "--plot", str(plot), "--json", str(record)])
     printed = capsys.readouterr().out
     for text in (
         "digits, float32 on cpu: converted in",
@@ -22,6 +20,7 @@ def test_bench_of_digits(tmp_path, capsys, monkeypatch):
     ):
         assert text in printed
     assert "NVlabs                not available: ModuleNotFoundError" in printed
+    assert "jax-edm2              not available: ModuleNotFoundError" in printed
     entries = json.loads(record.read_text())
     assert [entry["batch"] for entry in entries] == [1, 2]
     for entry in entries:

@@ -12,8 +12,10 @@ import pytest
 from converter import processes
 from converter.meaning import meaning_of
 from converter.processes import ROOT
-from converter.verify import precision, run
-from converter.verify.throughput import measure as throughput
+from converter.verify import oracle_process
+from converter.verify.jax_side import xla_flags
+from converter.verify.request import FromSnapshot, VerifyError, torch_device
+from converter.verify.throughput.worker import Job, Worker
 from tests.cli.test_verify import embedding
 
 NAMES = ("numpy", "torch", "tqdm", "jax", "json", "runpy", "converter", "jax_edm2", "torch_ref", "ast", "sitecustomize")
@@ -36,17 +38,16 @@ def test_the_traps_are_run_if_python_looks_here(traps):
 def test_processes_that_probe(traps, monkeypatch):
     """XLA's flags, PyTorch's devices, and the parser of sources."""
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert precision.set_xla_flags(["--xla_cpu_enable_fast_math=false"]) == []
+    assert xla_flags.set_xla_flags(["--xla_cpu_enable_fast_math=false"]) == []
     with monkeypatch.context() as patch:
         patch.setattr(Path, "exists", lambda self: True)  # of a GPU's device
-        assert run.torch_device(run.Options()) in ("cpu", "cuda")
+        assert torch_device("auto") in ("cpu", "cuda")
     assert list(meaning_of("def f(): pass").parts) == ["f", "the module's other statements"]
     assert traps() == ""
 
 
 def test_processes_that_are_timed(traps, digits_pkl):
-    job = throughput.Job("torch", str(digits_pkl), 1, "float32", "cpu")
-    with throughput._Worker(job) as worker:
+    with Worker("torch", Job(str(digits_pkl), 1, "float32", "cpu")) as worker:
         assert "peak_bytes" in worker.ask("memory")
     assert traps() == ""
 
@@ -144,7 +145,7 @@ def test_what_it_says_is_escaped_and_bounded(spied):
 def test_a_process_that_dies_at_once_is_no_success(digits_pkl, tmp_path, monkeypatch):
     """As when PyTorch cannot be imported: nobody reads what it is asked for."""
     monkeypatch.setattr(processes, "module", lambda name: ["sh", "-c", "exec <&-; kill -KILL $$"])
-    monkeypatch.setattr(run.Job, "to_json", lambda self: " " * 2**20)  # more than a pipe takes
+    monkeypatch.setattr(oracle_process.Job, "to_json", lambda self: " " * 2**20)  # more than a pipe takes
     for reference in ("torch_ref", "embedded"):
-        with pytest.raises(run.VerifyError, match="was ended by signal 9"):
-            run.run_oracle(run.Options(digits_pkl, device="cpu", reference=reference), tmp_path / "truth.npz")
+        with pytest.raises(VerifyError, match="was ended by signal 9"):
+            oracle_process.make_truth(FromSnapshot(digits_pkl, reference=reference), tmp_path / "truth.npz")

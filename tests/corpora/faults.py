@@ -30,7 +30,8 @@ from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan
 from converter.verify.jax_side.candidate import Candidate
-from converter.verify.run import Options, Outcome, judge
+from converter.verify.jax_side.judgement import judge
+from converter.verify.outcome import Outcome
 from converter.verify.torch_side import oracle
 from converter.verify.torch_side.job import Job
 from converter.verify.truth import Truth
@@ -385,7 +386,7 @@ class Laboratory:
         ):
             truth.plan = dataclasses.replace(truth.plan, checks=checks)
             candidate = Candidate(Precond(truth.config), variables, truth.config)
-            return judge(Options(self.path), candidate, truth, snapshot, lambda stage: None)
+            return judge(candidate, truth, snapshot=snapshot)
 
 
 def checks_for(fault: Fault) -> tuple[str, ...]:

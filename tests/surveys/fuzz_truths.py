@@ -20,13 +20,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from converter.errors import ConverterError
-from converter.verify import precision
 from converter.verify.golden import report as golden
 from converter.verify.golden.check import FOLDER
-from converter.verify.jax_side import candidate
+from converter.verify.jax_side import examination, judgement
 from converter.verify.report.html import html
 from converter.verify.report.text import markdown, terminal, to_json
-from converter.verify.run import Options, judge
 from converter.verify.shapes import tap_shapes, unlabelled_shapes
 from converter.verify.taps import Tap
 from converter.verify.truth import Truth
@@ -101,7 +99,7 @@ def outcome_of(path: Path) -> str:
     """refused, or the verdict, after every kind of report was made of it. Raises: what nobody expects."""
     try:
         with Truth(path) as truth:
-            found = judge(Options(), Still(truth.config), truth, None, lambda stage: None)
+            found = judgement.judge(Still(truth.config), truth)
     except ConverterError as error:
         return "refused" if str(error).startswith(f"{path}: ") else f"refused as {error}"
     record = to_json(found)
@@ -109,7 +107,7 @@ def outcome_of(path: Path) -> str:
         assert "\n" not in line
     assert markdown(record)
     assert html(record).encode()
-    if found.truth.get("golden"):
+    if found.truth.golden:
         assert [*golden.terminal([found], []), dumps(golden.to_json([found], []))]
     return found.verdict
 
@@ -117,8 +115,8 @@ def outcome_of(path: Path) -> str:
 def fuzz(folder: Path, count: int, seed: int = 0) -> Counter:
     """How many of `count` mutants ended how."""
     path, ends = folder / "mutant.npz", Counter()
-    switches = functools.cache(precision.jax_switches)  # probes are compiled anew every time
-    with mock.patch.object(precision, "jax_switches", switches), mock.patch.multiple(candidate, **STILL):
+    switches = functools.cache(judgement.jax_switches)  # probes are compiled anew every time
+    with mock.patch.object(judgement, "jax_switches", switches), mock.patch.multiple(examination, **STILL):
         for base in bases():
             for what, data in changed(base, seed, count // 2):
                 path.write_bytes(data)

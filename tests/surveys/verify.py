@@ -24,7 +24,8 @@ from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan
 from converter.verify.jax_side.candidate import Candidate
-from converter.verify.run import Options, Outcome, judge
+from converter.verify.jax_side.judgement import judge
+from converter.verify.outcome import Outcome
 from converter.verify.torch_side import oracle
 from converter.verify.torch_side.job import Job
 from converter.verify.truth import Truth
@@ -41,7 +42,7 @@ def verify_random(kwargs: dict, number: int, folder: Path, plan: Plan) -> Outcom
     oracle.compute(Job(str(path), str(truth_path), plan))
     with read_snapshot(path) as snapshot, Truth(truth_path) as truth:
         candidate = Candidate(Precond(truth.config), in_memory(snapshot), truth.config)
-        return judge(Options(path, plan=plan), candidate, truth, snapshot, lambda stage: None)
+        return judge(candidate, truth, snapshot=snapshot)
 
 
 def main():

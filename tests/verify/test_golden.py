@@ -51,13 +51,13 @@ def test_they_are_small():
 @pytest.mark.parametrize("name", truths.NAMES)
 def test_tolerances_are_three_times_what_was_measured(name):
     with Truth(FOLDER / truths.file_name(name)) as truth:
-        measured, allowed = truth.golden["measured"], truth.golden["tolerance"]
-        assert truth.golden["normalised"] == normalised_digest(network_tensors(name))
-        assert truth.golden["on"][0]["jax"]
-    assert allowed["accumulated"] == MARGIN * max(measured["accumulated"], measured["compiled"])
-    assert allowed["gradient"] == MARGIN * measured["gradient"]
-    assert allowed["trajectory"] == MARGIN * measured["trajectory"]
-    assert (allowed["k"], allowed["rounding"], allowed["ceiling"]) == (0, 0, 1)
+        measured, allowed = truth.golden.measured, truth.golden.tolerance
+        assert truth.golden.normalised == normalised_digest(network_tensors(name))
+        assert truth.golden.on[0]["jax"]
+    assert allowed.accumulated == MARGIN * max(measured["accumulated"], measured["compiled"])
+    assert allowed.gradient == MARGIN * measured["gradient"]
+    assert allowed.trajectory == MARGIN * measured["trajectory"]
+    assert (allowed.k, allowed.rounding, allowed.ceiling) == (0, 0, 1)
     assert max(measured.values()) < 1e-5
 
 
@@ -69,7 +69,8 @@ def test_what_is_committed_is_what_the_script_makes(tmp_path):
 
 def test_a_difference_is_shown(tmp_path):
     with Truth(FOLDER / "one-level.npz") as truth:
-        facts = {**truth.facts, "golden": {**truth.golden, "normalised": "0" * 64}}
+        golden = dataclasses.replace(truth.golden, normalised="0" * 64)
+        facts = dataclasses.replace(truth.facts, golden=golden)
         with truths.TruthWriter(tmp_path / "other.npz") as other:
             for key in truth.keys():  # noqa: SIM118
                 other[key] = truth[key] * (1 + 1e-6 * (key == "trajectory"))

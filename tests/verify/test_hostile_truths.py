@@ -11,6 +11,7 @@ import pytest
 from converter.errors import ConverterError
 from converter.verify.archive import MOST_MEMBERS
 from converter.verify.cases import Plan, PlanError
+from converter.verify.facts import Facts
 from converter.verify.golden.check import find_goldens
 from converter.verify.truth import MOST_BYTES, MOST_VALUES, Truth, TruthError, TruthWriter, _Record
 from jax_edm2.config import EDM2Config
@@ -96,14 +97,14 @@ def test_made_up_truths_are_read(tmp_path):
     path.write_bytes(parts.archive())
     facts, arrays = read_all(path)
     assert len(arrays) == len(parts.members)
-    assert facts["errors"] == parts.facts["errors"]
+    assert facts.errors == parts.facts["errors"]
 
 
 def test_what_is_written_is_read(tmp_path):
     """Values to their last bit, numbers that JSON lacks, long texts; and numpy reads the file as any .npz."""
     path, parts = tmp_path / "truth.npz", Parts.made_up()
     facts = facts_of_small(repeat=math.inf, seconds=math.nan, environment={"torch": "x" * 5000, "device": "cpu"})
-    facts["errors"]["seed0"]["isolated"]["input/c_noise"]["error"] = math.nan
+    facts.errors["seed0"]["isolated"]["input/c_noise"]["error"] = math.nan
     with TruthWriter(path) as writer:
         for key, (dtype, shape) in arrays_of(SMALL, PLAN).items():
             assert key not in writer
@@ -113,9 +114,9 @@ def test_what_is_written_is_read(tmp_path):
             assert np.array_equal(writer[key], value)
         writer.finish(facts)
     found, arrays = read_all(path)
-    assert (found["repeat"], len(found["environment"]["torch"])) == (math.inf, 1000)
-    assert math.isnan(found["seconds"])
-    assert math.isnan(found["errors"]["seed0"]["isolated"]["input/c_noise"]["error"])
+    assert (found.repeat, len(found.environment["torch"])) == (math.inf, 1000)
+    assert math.isnan(found.seconds)
+    assert math.isnan(found.errors["seed0"]["isolated"]["input/c_noise"]["error"])
     with np.load(path) as read:
         for key, value in arrays.items():
             assert value.tobytes() == read[key].tobytes() == parts.members[f"{key}.npy"][-value.nbytes :]
@@ -136,7 +137,7 @@ def test_archives_beyond_4_gb(limit, tmp_path, monkeypatch):
 
 
 def facts_of_small(**changed):
-    return copy.deepcopy(facts_of(SMALL, PLAN)) | changed
+    return Facts(**copy.deepcopy(facts_of(SMALL, PLAN)) | {"plan": PLAN, "config": SMALL} | changed)
 
 
 def test_what_would_be_refused_is_not_written(tmp_path):
@@ -157,7 +158,7 @@ def test_a_fork_may_have_other_taps(tmp_path):
     del parts.record["members"][f"seed0/{tap}"], parts.members[f"seed0/{tap}.npy"]
     parts.put("seed0/input/scaled_input", np.zeros((2, 4, 4, 1)))
     path.write_bytes(parts.archive())
-    assert read_all(path)[0]["reference"] == "embedded"
+    assert read_all(path)[0].reference == "embedded"
     parts.put("trajectory", np.zeros((3, 1, 4, 4, 1)))  # what it returns is the network's
     path.write_bytes(parts.archive())
     with pytest.raises(TruthError, match="which should be"):

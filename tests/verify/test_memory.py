@@ -12,11 +12,14 @@ import torch
 from converter.cli.verify import edm2_verify
 from converter.errors import ConverterError
 from converter.snapshot import read_snapshot
-from converter.verify import run
+from converter.verify import oracle_process
 from converter.verify.cases import Plan, make_case
 from converter.verify.jax_side import taps as jax_taps
 from converter.verify.jax_side import unread
-from converter.verify.run import Options, VerifyError, judge, load_candidate, run_oracle, truth_bytes
+from converter.verify.jax_side.candidate import load_candidate
+from converter.verify.jax_side.judgement import judge
+from converter.verify.oracle_process import make_truth, truth_bytes
+from converter.verify.request import FromSnapshot, VerifyError
 from converter.verify.torch_side import oracle
 from converter.verify.torch_side.job import Job
 from converter.verify.torch_side.reference import Reference
@@ -70,17 +73,16 @@ def test_the_truth_is_the_same(path, truths, reference, tmp_path):
         for key in a.keys():  # noqa: SIM118
             assert np.array_equal(a[key], b[key]), key
         for fact in ("parameters", "amplification", "not_finite", "errors", "repeat", "switches"):
-            assert a.facts[fact] == b.facts[fact], fact
+            assert getattr(a.facts, fact) == getattr(b.facts, fact), fact
 
 
 def test_what_is_said_of_jax_is_the_same(path, truths):
     found = []
     for held in (math.inf, 0):
-        options = Options(path, plan=PLAN, held=held)
         with read_snapshot(path) as snapshot, Truth(truths[math.inf]) as truth:
-            candidate = load_candidate(options, "float32", snapshot.config, snapshot)
+            candidate = load_candidate(snapshot.config, "float32", snapshot=snapshot, held=held)
             candidate.prepare(PLAN)
-            found.append(judge(options, candidate, truth, snapshot, lambda stage: None))
+            found.append(judge(candidate, truth, snapshot=snapshot))
     assert [outcome.verdict for outcome in found] == ["agrees", "agrees"]
     assert found[0].findings.parameters == found[1].findings.parameters == []
     assert found[0].measurements == found[1].measurements  # bit for bit: every error is
@@ -119,7 +121,7 @@ def test_jax_holds_the_weights_of_one_block(path, monkeypatch):
     with read_snapshot(path) as snapshot:
         config, case = snapshot.config, make_case(snapshot.config, PLAN, 0)
         tree = {name: shape for name, shape in expected_tree(config).items() if len(shape) == 4}
-        candidate = load_candidate(Options(path, held=0), "float32", config, snapshot)
+        candidate = load_candidate(config, "float32", snapshot=snapshot, held=0)
         before = {id(array) for array in jax.live_arrays()}
         held = []
 
@@ -144,7 +146,7 @@ def test_a_folded_network_is_shown_one_image_after_the_other(path):
         return x * sigma[:, None, None, None] + labels.sum(), sigma
 
     with read_snapshot(path) as snapshot:
-        candidate = load_candidate(Options(path, held=0), "float32", snapshot.config, snapshot)
+        candidate = load_candidate(snapshot.config, "float32", snapshot=snapshot, held=0)
         case = make_case(snapshot.config, Plan(batch=4), 0)
         candidate._compiled["folded"] = denoise
         denoised, logvar = candidate.denoise_folded(case.x, case.sigma, case.labels)
@@ -158,7 +160,7 @@ def test_a_network_is_not_run_as_a_whole_while_pytorch_needs_the_memory(path, mo
     monkeypatch.setattr(unread.Unread, "stored", lambda self: pytest.fail(f"{self.shape} is read as stored"))
     monkeypatch.setattr(unread.Unread, "__array__", lambda self, dtype=None, copy=None: np.zeros(self.shape, "f4"))
     with read_snapshot(path) as snapshot:
-        load_candidate(Options(path, held=0), "float32", snapshot.config, snapshot).prepare(PLAN)
+        load_candidate(snapshot.config, "float32", snapshot=snapshot, held=0).prepare(PLAN)
 
 
 def test_one_step_is_accepted_on_the_command_line(tmp_path):
@@ -189,10 +191,12 @@ def test_the_size_of_a_truth_is_known_beforehand(kwargs, plan, tmp_path):
 
 def test_a_full_disk_is_known_beforehand(path, tmp_path, monkeypatch):
     disk = type("Usage", (), {"free": 10**4})
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _folder: disk)
-    monkeypatch.setattr(run.subprocess, "Popen", lambda *_args, **_kwargs: pytest.fail("PyTorch was started"))
+    monkeypatch.setattr(oracle_process.shutil, "disk_usage", lambda _folder: disk)
+    monkeypatch.setattr(
+        oracle_process.subprocess, "Popen", lambda *_args, **_kwargs: pytest.fail("PyTorch was started")
+    )
     with pytest.raises(VerifyError) as caught:
-        run_oracle(Options(path, plan=PLAN), tmp_path / "truth.npz")
+        make_truth(FromSnapshot(path, PLAN), tmp_path / "truth.npz")
     assert "the truth takes 0.0 GB, and there are 0.0 GB free: make room" in one_line(str(caught.value))
 
 

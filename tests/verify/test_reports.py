@@ -15,7 +15,6 @@ from converter.verify.report.markup import markdown as md
 from converter.verify.report.markup import markdown_code
 from converter.verify.report.plots import Series, log_plot
 from converter.verify.report.text import markdown, share, terminal, to_json
-from converter.verify.run import Options, judge
 from converter.verify.truth import Truth
 from jax_edm2.messages import one_line
 from jax_edm2.strict_json import clean, dumps
@@ -44,17 +43,16 @@ ALL = " ".join(EVIL)
 
 def outcome(monkeypatch, tmp_path, change=lambda facts: None, base=Parts.made_up):
     """What is found by a truth file whose facts were changed."""
-    from converter.verify import precision
-    from converter.verify.jax_side import candidate
+    from converter.verify.jax_side import examination, judgement
 
-    monkeypatch.setattr(precision, "jax_switches", lambda _: {"problem": None, "XLA_FLAGS": ALL})
+    monkeypatch.setattr(judgement, "jax_switches", lambda _: {"problem": None, "XLA_FLAGS": ALL})
     for name, value in STILL.items():
-        monkeypatch.setattr(candidate, name, value)
+        monkeypatch.setattr(examination, name, value)
     parts, path = base(), tmp_path / "truth.npz"
     change(parts.facts)
     path.write_bytes(parts.archive())
     with Truth(path) as truth:
-        return judge(Options(), Still(truth.config), truth, None, lambda stage: None)
+        return judgement.judge(Still(truth.config), truth)
 
 
 def evil(facts):

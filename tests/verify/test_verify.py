@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,12 @@ from converter.convert import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan, make_case
 from converter.verify.jax_side.candidate import Candidate
-from converter.verify.precision import probe_jax, probe_torch, probe_verdict
-from converter.verify.run import Options, judge
-from converter.verify.throughput import measure as throughput
+from converter.verify.jax_side.judgement import judge
+from converter.verify.jax_side.precision import probe_jax
+from converter.verify.precision import probe_verdict
+from converter.verify.throughput.measure import measure
+from converter.verify.throughput.worker import EAGER, FOLDED, LOADED, Job, WorkerDied
+from converter.verify.torch_side.precision import probe_torch
 from converter.verify.truth import Truth
 from jax_edm2 import Precond, fold, save
 from jax_edm2 import network as jax_network
@@ -35,14 +37,14 @@ def laboratory(tmp_path_factory):
     return Laboratory(tmp_path_factory.mktemp("verify"))
 
 
-def judged(laboratory, change=lambda facts: None, checks=("forward",)):
+def judged(laboratory, change=lambda facts: facts, checks=("forward",)):
     """The outcome for the correct network, the truth file's facts changed."""
     with read_snapshot(laboratory.path) as snapshot, Truth(laboratory.truth_path) as truth:
         truth.plan = dataclasses.replace(truth.plan, checks=checks)
-        change(truth.facts)
+        truth.facts = change(truth.facts)
         with jax.disable_jit():
             candidate = Candidate(Precond(truth.config), in_memory(snapshot), truth.config)
-            return judge(Options(laboratory.path), candidate, truth, snapshot, lambda stage: None)
+            return judge(candidate, truth, snapshot=snapshot)
 
 
 # Refusals
@@ -71,13 +73,14 @@ def test_tf32_left_on_in_torch_is_inconclusive(laboratory, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, w: convolve(half(x), half(w)))
     problem = probe_verdict(probe_torch("cpu"), "float32")
     assert "a convolution in PyTorch" in problem
-    outcome = judged(laboratory, lambda facts: facts["switches"].update(problem=problem))
+    outcome = judged(laboratory, lambda facts: dataclasses.replace(facts, switches={"problem": problem}))
     assert (outcome.exit_code, outcome.reasons[0]) == (3, problem)
 
 
 def test_a_reference_that_is_far_off_is_inconclusive(laboratory):
     def spoil(facts):
-        facts["errors"]["seed0"]["isolated"]["unet.enc.8x8_block0/conv_res0"]["error"] = 1e-3
+        facts.errors["seed0"]["isolated"]["unet.enc.8x8_block0/conv_res0"]["error"] = 1e-3
+        return facts
 
     outcome = judged(laboratory, spoil)
     assert outcome.exit_code == 3
@@ -88,7 +91,7 @@ def test_a_reference_that_is_far_off_is_inconclusive(laboratory):
 
 
 def test_an_unrepeatable_reference_is_inconclusive(laboratory):
-    outcome = judged(laboratory, lambda facts: facts.update(repeat=1e-5))
+    outcome = judged(laboratory, lambda facts: dataclasses.replace(facts, repeat=1e-5))
     assert (outcome.exit_code, outcome.reasons) == (
         3,
         ["the reference is not repeatable: two runs of PyTorch differ by 1.0e-05"],
@@ -97,8 +100,9 @@ def test_an_unrepeatable_reference_is_inconclusive(laboratory):
 
 def test_parameters_that_differ_are_a_disagreement_whatever_the_precision(laboratory):
     def spoil(facts):
-        facts["switches"]["problem"] = "TF32"
-        facts["parameters"]["unet.out_gain"]["sha256"] = "0" * 64
+        facts.switches["problem"] = "TF32"
+        facts.parameters["unet.out_gain"]["sha256"] = "0" * 64
+        return facts
 
     outcome = judged(laboratory, spoil, ("parameters",))
     assert outcome.exit_code == 1
@@ -106,7 +110,8 @@ def test_parameters_that_differ_are_a_disagreement_whatever_the_precision(labora
 
 def test_a_tap_that_only_the_reference_has(laboratory):
     def spoil(facts):
-        facts["errors"]["seed0"]["isolated"].pop("unet.enc.8x8_block0/silu1")
+        facts.errors["seed0"]["isolated"].pop("unet.enc.8x8_block0/silu1")
+        return facts
 
     outcome = judged(laboratory, spoil)
     assert outcome.exit_code == 1
@@ -177,11 +182,10 @@ def test_average_is_that_of_torch_ref():
 # Throughput
 
 
-def test_throughput_of_digits(digits_pkl, monkeypatch):
-    monkeypatch.setattr(throughput, "ROUNDS", 2)
-    monkeypatch.setattr(throughput, "WAYS", {"torch": ("PyTorch eager",), "jax": ("JAX as loaded", "JAX folded")})
+def test_throughput_of_digits(digits_pkl):
+    job, ways = Job(str(digits_pkl), 8, "float32", "cpu"), {"torch": (EAGER,), "jax": (LOADED, FOLDED)}
     with read_snapshot(digits_pkl) as snapshot:
-        found = throughput.measure(snapshot.config, str(digits_pkl), 8, "float32", "cpu", lambda stage: None)
+        found = measure(snapshot.config, job, lambda stage: None, ways=ways, rounds=2)
     assert set(found["ways"]) == {"PyTorch eager", "JAX as loaded", "JAX folded"}
     for figures in found["ways"].values():
         assert figures["evaluations_per_second"] > 0
@@ -193,5 +197,5 @@ def test_throughput_of_digits(digits_pkl, monkeypatch):
 def test_a_worker_that_dies_is_an_error(digits_pkl, tmp_path):
     with read_snapshot(digits_pkl) as snapshot:
         config = snapshot.config
-    with pytest.raises(throughput.WorkerDied, match="the torch process ended"):
-        throughput.measure(config, str(Path(tmp_path) / "none.pkl"), 1, "float32", "cpu", lambda stage: None)
+    with pytest.raises(WorkerDied, match="the torch process ended"):
+        measure(config, Job(str(tmp_path / "none.pkl"), 1, "float32", "cpu"), lambda stage: None)

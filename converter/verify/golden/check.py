@@ -15,7 +15,7 @@ network compiled as a whole; of gradients the norm and random projections (`proj
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 from converter.names import jax_path
 from converter.verify.golden.networks import DATA, GoldenError, network_config, network_tensors, normalised_digest
-from converter.verify.run import Options, Outcome, judge
+from converter.verify.outcome import Outcome, Progress
 from converter.verify.truth import Truth
 from converter.verify.verdict import DISAGREES
 from jax_edm2 import strict_json
@@ -78,16 +78,17 @@ def _network(truth: Truth) -> str:
         raise GoldenError(f"{truth.path}: is a truth file and no golden; use it with --truth")
     if truth.path.stat().st_size > MOST_BYTES:
         raise GoldenError(f"{truth.path}: has more than {MOST_BYTES / 1e6:.0f} MB, which no golden has")
-    network = truth.golden["network"]
+    network = truth.golden.network
     if truth.config != network_config(network):
         raise GoldenError(f"{truth.path}: has another configuration than the network {network!a:.60}")
     return network
 
 
-def check_goldens(
-    paths: Iterable[Path] | None = None, progress: Callable[[str], None] = lambda stage: None
-) -> Iterator[Outcome]:
-    """Hold this machine to goldens, in strict float32; to ours, if none are given. Raises: ConverterError."""
+def hold_to(paths: Iterable[Path], progress: Progress = lambda stage: None) -> tuple[list[Outcome], list[Exact]]:
+    """Hold this machine to goldens (see `find_goldens`), in strict float32, and to the records beside them.
+
+    Raises: ConverterError.
+    """
 
     def check(path: Path) -> Outcome:
         with Truth(path) as truth:
@@ -95,7 +96,8 @@ def check_goldens(
             return check_golden(truth)
 
     with ThreadPoolExecutor(COMPILING) as pool:  # nearly all of the time is XLA's, which compiles on one core
-        yield from pool.map(check, find_goldens() if paths is None else paths)
+        outcomes = list(pool.map(check, paths))
+    return outcomes, check_records()
 
 
 def check_golden(truth: Truth) -> Outcome:
@@ -104,14 +106,15 @@ def check_golden(truth: Truth) -> Outcome:
     from flax.traverse_util import unflatten_dict
 
     from converter.verify.jax_side.candidate import Candidate
+    from converter.verify.jax_side.judgement import judge
     from jax_edm2.network import Precond
 
-    facts = truth.golden or {}
-    tensors = network_tensors(facts["network"])
+    assert truth.golden is not None
+    tensors = network_tensors(truth.golden.network)
     leaves = {jax_path(name): jnp.asarray(value) for name, value in tensors.items()}
     candidate = Candidate(Precond(truth.config), unflatten_dict(leaves, sep="/"), truth.config)
-    outcome = judge(Options(), candidate, truth, None, lambda stage: None)
-    if normalised_digest(tensors) != facts["normalised"]:
+    outcome = judge(candidate, truth)
+    if normalised_digest(tensors) != truth.golden.normalised:
         outcome.verdict = DISAGREES
         outcome.reasons.append("the weights, normalised in float64, have another digest than was recorded")
     return outcome

@@ -2,28 +2,37 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from converter.verify.facts import Golden
 from converter.verify.golden.check import Exact
+from converter.verify.outcome import Outcome
 from converter.verify.report import text
+from converter.verify.report.files import write_report, write_whole
 from converter.verify.report.text import number, wrap
-from converter.verify.run import Outcome
 from converter.verify.verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
-from jax_edm2.strict_json import clean
+from jax_edm2.strict_json import clean, dumps
 
 SCHEMA = "edm2-golden/1"
+
+
+def golden_of(outcome: Outcome) -> Golden:
+    """What the outcome's truth says of itself."""
+    assert outcome.truth.golden is not None
+    return outcome.truth.golden
 
 
 def rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     """The measurement nearest to its limit, of every network and kind, beside the error that was recorded."""
     for outcome in outcomes:
-        facts = outcome.truth["golden"]
+        facts = golden_of(outcome)
         found = [m for each in outcome.measurements.values() for m in each]
-        for kind, measured in facts["measured"].items():
+        for kind, measured in facts.measured.items():
             worst = max((m for m in found if m.kind == kind), key=lambda m: m.margin, default=None)
             if worst is not None:
                 yield {
-                    "network": facts["network"],
+                    "network": facts.network,
                     "kind": kind,
                     "name": worst.name,
                     "error": worst.difference.error,
@@ -35,7 +44,7 @@ def rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
 
 def terminal(outcomes: list[Outcome], records: list[Exact]) -> Iterator[str]:
     """Lines of at most 100 columns."""
-    facts = outcomes[0].facts["environment"]["JAX"]
+    facts = outcomes[0].environment["JAX"]
     yield f"float32 on {facts['platform']}, JAX {facts['jax']}; goldens: PyTorch in float64"
     yield ""
     yield f"{'':4}{'network':15}{'check':13}{'error':>8}{'measured':>10}{'allowed':>9}  nearest to its limit"
@@ -50,7 +59,7 @@ def terminal(outcomes: list[Outcome], records: list[Exact]) -> Iterator[str]:
     yield f"{verdict(outcomes, records).upper()}: {HEADLINES[verdict(outcomes, records)]}."
     for outcome in outcomes:
         for reason in outcome.reasons:
-            yield from wrap(f"  {outcome.truth['golden']['network']}: ", reason)
+            yield from wrap(f"  {golden_of(outcome).network}: ", reason)
 
 
 HEADLINES = {
@@ -77,6 +86,14 @@ def to_json(outcomes: list[Outcome], records: list[Exact]) -> dict[str, Any]:
             "headline": HEADLINES[final],
             "checks": list(rows(outcomes)),
             "records": [{**dataclasses.asdict(check), "agrees": check.agrees} for check in records],
-            "reports": {outcome.truth["golden"]["network"]: text.to_json(outcome) for outcome in outcomes},
+            "reports": {golden_of(outcome).network: text.to_json(outcome) for outcome in outcomes},
         }
     )
+
+
+def write(record: dict[str, Any], folder: Path):
+    """goldens.json, and a report of every network in a folder of its name. record: of `to_json`."""
+    for network, report in record["reports"].items():
+        (folder / network).mkdir(parents=True, exist_ok=True)
+        write_report(report, folder / network)
+    write_whole(folder / "goldens.json", dumps(record))

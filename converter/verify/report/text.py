@@ -11,10 +11,10 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
                   operations: [{operation, what, isolated, accumulated}]}]
     measurements  {forward, gradients, trajectory: [measurement]}
     measurement   {kind (isolated, accumulated, compiled, folded, gradient, step, trajectory), case, name, error,
-                  torch_error, limit, condition (see verify/conditioning.py; 0 where none was measured), scale, cosine,
-                  elementwise, size (root mean square of the truth), agrees, failure}
+                  torch_error, limit, condition (see torch_side/conditioning.py; 0 where none was measured), scale,
+                  cosine, elementwise, size (root mean square of the truth), agrees, failure}
     trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
-    golden        {network, measured, on, tolerance, normalised} of a golden (see verify/golden.py), or null
+    golden        {network, measured, on, tolerance, normalised} of a golden (see golden/check.py), or null
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
                   flop_per_second, of_eager, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}},
                   ceiling: FLOP/s of matrix products}]
@@ -29,13 +29,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from converter import embedded
+from converter.verify.outcome import Outcome
 from converter.verify.report.markup import markdown as md
 from converter.verify.report.markup import markdown_code as code
-from converter.verify.run import Outcome
 from converter.verify.taps import OPERATIONS, scopes
 from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
 from jax_edm2 import __version__
-from jax_edm2.config import EDM2Config
 from jax_edm2.messages import one_line, printable
 from jax_edm2.strict_json import clean
 
@@ -58,8 +57,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     parameters, different = None, outcome.findings.parameters
     if different is not None:
         parameters = {
-            "count": len(truth["parameters"]),
-            "values": sum(math.prod(entry["shape"]) for entry in truth["parameters"].values()),
+            "count": len(truth.parameters),
+            "values": sum(math.prod(entry["shape"]) for entry in truth.parameters.values()),
             "different": [{"name": name, "why": why} for name, why in different],
         }
         verdict = DISAGREES if different else AGREES
@@ -68,7 +67,6 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     for where, _ in outcome.findings.crashes:
         check = where if where in ("gradients", "trajectory") else "forward"
         checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
-    options = outcome.options
     return clean(
         {
             "schema": SCHEMA,
@@ -84,19 +82,19 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "tree": list(_tree(outcome, measurements["forward"])),
             "measurements": measurements,
             "trajectory": _trajectory(outcome, measurements["trajectory"]),
-            "golden": truth.get("golden"),
+            "golden": dataclasses.asdict(truth.golden) if truth.golden else None,
             "throughput": outcome.throughput,
-            "snapshot": truth["snapshot"] | {"path": str(options.snapshot) if options.snapshot else None},
-            "checkpoint": str(options.checkpoint) if options.checkpoint else None,
-            "reference": truth["reference"],
+            "snapshot": truth.snapshot | {"path": str(outcome.snapshot) if outcome.snapshot else None},
+            "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
+            "reference": truth.reference,
             "code": _code(outcome),
-            "config": truth["config"],
-            "plan": truth["plan"],
+            "config": truth.config.to_json(),
+            "plan": dataclasses.asdict(truth.plan),
             "tolerance": dataclasses.asdict(outcome.tolerance),
-            "switches": outcome.facts["switches"],
-            "repeat": truth["repeat"],
-            "environment": outcome.facts["environment"],
-            "seconds": {"all": outcome.seconds, "PyTorch": truth["seconds"]},
+            "switches": outcome.switches,
+            "repeat": truth.repeat,
+            "environment": outcome.environment,
+            "seconds": {"all": outcome.seconds, "PyTorch": truth.seconds},
         }
     )
 
@@ -104,7 +102,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 def _code(outcome: Outcome) -> dict[str, Any] | None:
     if outcome.code is None:
         return None
-    return {**dataclasses.asdict(outcome.code), "run": outcome.truth["reference"] == "embedded"}
+    return {**dataclasses.asdict(outcome.code), "run": outcome.truth.reference == "embedded"}
 
 
 def _stands_in(code: dict[str, Any] | None) -> bool:
@@ -171,7 +169,7 @@ def _tree(outcome: Outcome, forward: list[dict[str, Any]]) -> Iterator[dict[str,
         if key not in found or share(m) > share(found[key]):
             found[key] = m
     blamed = {g.scope: g.operation for g in outcome.guilty}
-    for scope, operations in scopes(EDM2Config(**outcome.truth["config"])).items():
+    for scope, operations in scopes(outcome.truth.config).items():
         rows: list[dict[str, Any]] = [
             {"operation": o, "what": OPERATIONS[o]} | {kind: found.get((f"{scope}/{o}", kind)) for kind in KINDS}
             for o in operations
@@ -194,10 +192,10 @@ def _trajectory(outcome: Outcome, found: list[dict[str, Any]]) -> dict[str, Any]
     if not found:
         return None
     return {
-        "sigmas": outcome.facts.get("sigmas"),
+        "sigmas": outcome.findings.sigmas,
         "error": [m["error"] for m in found],
         "torch_error": [m["torch_error"] for m in found],
-        "psnr": outcome.facts.get("psnr"),
+        "psnr": outcome.findings.psnr,
     }
 
 

@@ -4,11 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from converter.verify.cases import Plan
-
-# Bytes of weights, in the precision in which they are computed with, that a process holds for as long as it runs: of M
-# in float64, of L in float32. Those of a larger network are read again whenever a part of it needs them.
-HELD = 4e9
+from converter.verify.cases import HELD, Plan
 
 
 @dataclass(frozen=True)

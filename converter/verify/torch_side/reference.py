@@ -14,11 +14,10 @@ import torch
 from converter.errors import ConverterError
 from converter.snapshot import Snapshot
 from converter.verify.taps import Enough
+from converter.verify.torch_side.precision import torch_dtype
 from converter.verify.torch_side.taps import FUNCTIONS
 from torch_ref import network as torch_ref_network
 from torch_ref.snapshot import installed
-
-DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class NetworkError(ConverterError):
@@ -116,7 +115,7 @@ class Reference:
             if precision == "bfloat16" or (precision == "float16" and self.device.type != "cuda" and not self.raised):
                 raise NetworkError(f"NVlabs' own code does not compute in {precision} on {self.device.type}")
         elif not self.raised:
-            kwargs["dtype"] = DTYPES[precision]
+            kwargs["dtype"] = torch_dtype(precision)
         try:
             return self.net(put(x), put(sigma), put(labels), **kwargs)
         except (Enough, ConverterError, OSError):  # from those who look on

@@ -1,0 +1,284 @@
+"""What JAX computes, measured against a truth file: everything that a plan checks, or what a golden keeps of it."""
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+
+from converter.errors import ConverterError
+from converter.names import torch_name
+from converter.snapshot import Snapshot
+from converter.verify.cases import STEP, Case, make_case
+from converter.verify.jax_side.candidate import Candidate
+from converter.verify.jax_side.parameters import compare_parameters
+from converter.verify.jax_side.unread import raised
+from converter.verify.metrics import Difference, difference, gradient_norm, psnr
+from converter.verify.outcome import Findings, Progress
+from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
+from converter.verify.truth import Truth, projection
+from converter.verify.verdict import Tolerance, judge
+from jax_edm2.ema import update_average
+from jax_edm2.settings import noise_levels
+from jax_edm2.training import project_to_sphere
+from jax_edm2.twofold import Twofold
+
+
+def examine(
+    candidate: Candidate,
+    truth: Truth,
+    tolerance: Tolerance,
+    *,
+    snapshot: Snapshot | None = None,
+    progress: Progress = lambda stage: None,
+) -> Findings:
+    """Run every check of the truth's plan."""
+    findings = Findings()
+    run = (Examination if truth.golden is None else GoldenExamination)(candidate, truth, tolerance, findings)
+    for check in truth.plan.checks:
+        progress(check)
+        if check == "parameters":
+            findings.parameters = compare_parameters(candidate.variables, truth.facts.parameters, snapshot)
+        elif check == "forward":
+            for seed in truth.plan.seeds:
+                run.forward(f"seed{seed}", make_case(truth.config, truth.plan, seed))
+        elif check == "gradients":
+            with run.crash("gradients"):
+                run.gradients()
+        elif check == "trajectory":
+            with run.crash("trajectory"):
+                run.trajectory()
+    return findings
+
+
+class _Examination(ABC):
+    """What both kinds have in common. Subclasses say how the network is run forward, and what is kept of the rest."""
+
+    def __init__(self, candidate: Candidate, truth: Truth, tolerance: Tolerance, findings: Findings):
+        self.candidate, self.truth, self.tolerance, self.findings = candidate, truth, tolerance, findings
+        self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts.errors
+
+    @abstractmethod
+    def forward(self, name: str, case: Case):
+        """Measure forward passes of one batch, which has this name in the truth."""
+
+    @abstractmethod
+    def kept(self, name: str, gradient: Any) -> np.ndarray:
+        """What the truth has of a gradient."""
+
+    @abstractmethod
+    def step(self, name: str, parameter: Any, gradient: Any):
+        """Measure what a training step makes of a parameter."""
+
+    @abstractmethod
+    def states(self) -> list[np.ndarray]:
+        """The states of the trajectory."""
+
+    @contextlib.contextmanager
+    def crash(self, where: str) -> Iterator[None]:
+        """What JAX raises in the body is a finding, not an end."""
+        try:
+            yield
+        except (KeyboardInterrupt, MemoryError, ConverterError):
+            raise
+        except Exception as error:
+            self.findings.crashes.append((where, _raised(error)))
+
+    def gradients(self):
+        case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP.batch)
+        variables = project_to_sphere(raised(self.candidate.variables))
+        loss, (gradients, by_input) = self.candidate.differentiate(variables, case)
+        self.judge_gradient("gradient", "loss", "loss", np.float64(loss))
+        self.judge_gradient("gradient", "input", "gradient/input", self.kept("input", by_input))
+        params, gradients = (flatten_dict(tree, sep="/") for tree in (variables["params"], gradients))
+        for path, gradient in gradients.items():
+            name = torch_name(f"params/{path}")
+            self.judge_gradient("gradient", name, f"gradient/{name}", self.kept(name, gradient))
+            self.step(name, params[path], gradient)
+
+    def trajectory(self):
+        sigmas = noise_levels(self.plan.steps)
+        exact, errors = self.truth["trajectory"], self.errors["trajectory"]
+        for i, x in enumerate(self.states()):
+            name = f"sigma {sigmas[i]:.4g}"
+            found = difference(x, exact[i])
+            self.findings.trajectory.append(judge("trajectory", "", name, found, errors[i], self.tolerance))
+        self.findings.psnr = psnr(x, exact[-1])
+        self.findings.sigmas = sigmas
+
+    def judge_gradient(self, kind: str, name: str, key: str, value: Any):
+        """Beside what the truth has under `key`."""
+        norm = gradient_norm(name, self.truth.facts.gradient_sizes) if kind == "gradient" else None
+        torch = self.errors["gradients"][key]
+        found = difference(np.asarray(value, np.float64), np.asarray(self.truth[key]), norm)
+        measured = judge(kind, "", name, found, torch["error"], self.tolerance, torch["condition"])
+        self.findings.gradients.append(measured)
+
+    def outputs(self, kind: str, case: str, run: Callable[[], tuple[Any, Any]]):
+        """Of the network compiled as a whole, which `run` runs."""
+        with self.crash(f"{case}: the {kind} network"):
+            for output, value in zip(("denoised", "logvar"), run(), strict=True):
+                found = difference(np.asarray(value, np.float64), self.truth[f"{case}/{output}"])
+                expected = self.errors[case]["outputs"][output]
+                self.note(kind, case, output, found, expected["error"], expected["condition"])
+
+    def measure(self, kind: str, case: str, tap: str, value: Any, exact: np.ndarray):
+        """The value at a tap."""
+        expected = self.errors[case][kind][tap]
+        array, dtype = _numpy(value)
+        problem = None if dtype == expected["dtype"] else f"is {dtype}, in PyTorch {expected['dtype']}"
+        self.note(kind, case, tap, difference(array, exact), expected["error"], expected["condition"], problem)
+
+    def fail(self, kind: str, case: str, tap: str, problem: str):
+        self.note(kind, case, tap, Difference(), math.nan, 0.0, problem)
+
+    def note(self, kind, case, name, found, torch_error, condition, problem=None):
+        measured = judge(kind, case, name, found, torch_error, self.tolerance, condition, problem)
+        self.findings.forward.append(measured)
+
+
+class Examination(_Examination):
+    """Everything, operation by operation."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._boundaries = boundaries(self.config)
+
+    def forward(self, name: str, case: Case):
+        arguments = (case.x, case.sigma, case.labels)
+        self._pass(name, "accumulated", arguments)
+        self._pass(name, "isolated", arguments)
+        self.outputs("compiled", name, lambda: self.candidate.denoise(*arguments))
+        self.outputs("folded", name, lambda: self.candidate.denoise_folded(*arguments))
+        if self.config.label_dim:
+            with self.crash(f"{name}: class_labels=None"), contextlib.suppress(Enough):
+                self._unlabelled(f"{name} unlabelled", case)
+
+    def _pass(self, case: str, kind: str, arguments: tuple[Any, Any, Any]):
+        """One forward pass with every tap measured; the isolated one goes on with the truth after every block."""
+        reference = self.errors[case][kind]
+        isolated = kind == "isolated"
+        seen: set[Tap] = set()
+
+        def visit(tap: Tap, value):
+            if tap in seen or str(tap) not in reference:
+                self.fail(kind, case, str(tap), "is a tap that the reference does not have, or has once")
+                return value
+            seen.add(tap)
+            amplified = isolated and tap.operation == "clip"
+            exact = self.truth[f"{case}/{tap}{'.amplified' if amplified else ''}"]
+            self.measure(kind, case, str(tap), value, exact)
+            if isolated and tap in self._boundaries:
+                return _like(self.truth[f"{case}/{tap}"] if amplified else exact, value)
+            return value
+
+        amplify = self.truth.facts.amplification.get(case, {}) if isolated else {}
+        try:
+            self.candidate.tapped(*arguments, visit, amplify)
+        except (KeyboardInterrupt, MemoryError, ConverterError):
+            raise
+        except Exception as error:
+            self.fail(kind, case, str(self._after(self.candidate.tapped.last)), _raised(error))
+            return
+        for tap in taps(self.config):
+            if tap not in seen:
+                self.fail(kind, case, str(tap), "is missing")
+
+    def _after(self, last: Tap | None) -> Tap:
+        """The tap that was to come next."""
+        order = taps(self.config)
+        if last not in order:
+            return last or order[0]
+        return order[min(order.index(last) + 1, len(order) - 1)]
+
+    def _unlabelled(self, name: str, case: Case):
+        """The embedding of class_labels=None, which is all that labels have to do with."""
+        reference = self.errors[name]["accumulated"]
+
+        def visit(tap: Tap, value):
+            if tap.scope == EMBEDDING and str(tap) in reference:
+                self.measure("accumulated", name, str(tap), value, self.truth[f"{name}/{tap}"])
+            if tap == EMBEDDED:
+                raise Enough
+            return value
+
+        self.candidate.tapped(case.x, case.sigma, None, visit)
+
+    def kept(self, name: str, gradient: Any) -> np.ndarray:
+        return gradient
+
+    def step(self, name: str, parameter: Any, gradient: Any):
+        new, average = _training_step(parameter, gradient, self.truth.facts.gradient_sizes[name])
+        for key, value in ((f"step/{name}", new), (f"ema/{name}", average)):
+            self.judge_gradient("step", key, key, value)
+
+    def states(self) -> list[np.ndarray]:
+        return self.candidate.trajectory(self.plan)
+
+
+class GoldenExamination(_Examination):
+    """What a golden has: some taps of the network compiled as a whole, and projections of gradients."""
+
+    def forward(self, name: str, case: Case):
+        self.outputs("compiled", name, lambda: self._compiled(name, case))
+
+    def _compiled(self, name: str, case: Case):
+        """(D, logvar), with the taps that the golden keeps measured."""
+        reference = self.errors[name]["accumulated"]
+        outputs, values = self.candidate.denoise_and_keep(frozenset(reference), case.x, case.sigma, case.labels)
+        for tap in reference:
+            if tap in values:
+                self.measure("accumulated", name, tap, values[tap], self.truth[f"{name}/{tap}"])
+            else:
+                self.fail("accumulated", name, tap, "is missing")
+        return outputs
+
+    def kept(self, name: str, gradient: Any) -> np.ndarray:
+        return projection(name, gradient)
+
+    def step(self, name: str, parameter: Any, gradient: Any):
+        """A golden has no training step."""
+
+    def states(self) -> list[np.ndarray]:
+        compiled = frozenset(self.errors[f"seed{self.plan.seeds[0]}"]["accumulated"])
+        return self.candidate.trajectory(self.plan, compiled)
+
+
+def _training_step(parameter, gradient, size: float):
+    """Adam's new value of a parameter, and its average after that."""
+    adam = optax.adam(STEP.learning_rate, *STEP.betas, eps=STEP.eps)
+    start = adam.init(parameter)
+    moments = start[0]._replace(
+        count=jnp.asarray(STEP.steps_before, jnp.int32), nu=jnp.full_like(parameter, np.float32(size**2))
+    )
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and int32
+        update, _ = adam.update(gradient, (moments, *start[1:]), parameter)
+        new = optax.apply_updates(parameter, update)
+    average = update_average(
+        parameter, new, images_seen=STEP.images_seen, batch_size=STEP.images_per_step, std=STEP.ema_std
+    )
+    return new, average
+
+
+def _raised(error: Exception) -> str:
+    return f"raised {type(error).__name__}: {' '.join(str(error).split()):.200}"
+
+
+def _numpy(value) -> tuple[np.ndarray, str]:
+    if isinstance(value, Twofold):
+        return np.asarray(value.hi, np.float64) + np.asarray(value.lo, np.float64), str(value.hi.dtype)
+    return np.asarray(value), str(value.dtype)
+
+
+def _like(exact: np.ndarray, value):
+    """The truth in the type of `value`."""
+    if isinstance(value, Twofold):
+        hi = exact.astype(value.hi.dtype)
+        return Twofold(jnp.asarray(hi), jnp.asarray((exact - hi).astype(value.hi.dtype)))
+    return jnp.asarray(exact.astype(value.dtype))

@@ -1,0 +1,80 @@
+"""The verdict on a JAX network: everything that is measured of it, and what that adds up to."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from converter import embedded
+from converter.snapshot import Snapshot
+from converter.verify.jax_side.candidate import Candidate
+from converter.verify.jax_side.examination import examine
+from converter.verify.jax_side.precision import jax_facts, jax_precision, jax_switches
+from converter.verify.outcome import Outcome, Progress, unsure, warnings, wrong
+from converter.verify.truth import Truth
+from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, TOLERANCES, Tolerance, guilty
+from jax_edm2.checkpoint import read_record
+from jax_edm2.config import EDM2Config
+from jax_edm2.record import Code, Record
+
+
+def judge(
+    candidate: Candidate,
+    truth: Truth,
+    *,
+    snapshot: Snapshot | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = lambda stage: None,
+) -> Outcome:
+    """Measure, and judge by the truth. snapshot, checkpoint: where the candidate comes from, as far as is known."""
+    plan, tolerance = truth.plan, _tolerance(truth)
+    with jax_precision(plan.precision):
+        switches = jax_switches(plan.precision)
+        findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
+    differences = _config_differences(truth.config, candidate.net.config)
+    record = read_record(checkpoint) if checkpoint else None
+    disagreements = list(wrong(findings, differences, record.dtype if record else None))
+    doubts = list(unsure(truth, switches, tolerance, findings))
+    certain = bool(findings.parameters or differences)  # no precision switch excuses these
+    verdict = DISAGREES if certain or (disagreements and not doubts) else INCONCLUSIVE if doubts else AGREES
+    if plan.checks == ("throughput",):
+        verdict = MEASURED
+    return Outcome(
+        verdict=verdict,
+        reasons=disagreements + doubts if verdict == DISAGREES else doubts + disagreements,
+        guilty=guilty(truth.config, findings.forward, findings.parameters or []),
+        warnings=list(warnings(plan, findings)) if truth.golden is None else [],
+        findings=findings,
+        environment={"JAX": jax_facts(), "PyTorch": truth.facts.environment},
+        switches={"JAX": switches, "PyTorch": truth.facts.switches},
+        truth=truth.facts,
+        tolerance=tolerance,
+        snapshot=snapshot.path if snapshot else None,
+        checkpoint=checkpoint,
+        code=_code(truth, snapshot, record),
+    )
+
+
+def _code(truth: Truth, snapshot: Snapshot | None, record: Record | None) -> Code | None:
+    """Whose network the snapshot of the truth carries, as far as can be told without the snapshot."""
+    if snapshot is not None:
+        return embedded.identify(snapshot.source)
+    if truth.golden is not None:
+        return None
+    sha256 = truth.facts.snapshot["source"].removeprefix("sha256:")
+    if known := embedded.known_text(sha256):
+        return Code(sha256, known=known)
+    return record.code if record and record.code and record.code.sha256 == sha256 else Code(sha256)
+
+
+def _tolerance(truth: Truth) -> Tolerance:
+    if truth.golden is not None:
+        return truth.golden.tolerance
+    if truth.plan.precision == "float32" and jax.default_backend() == "tpu":
+        return TOLERANCES["float32 on TPU"]
+    return TOLERANCES[truth.plan.precision]
+
+
+def _config_differences(expected: EDM2Config, found: EDM2Config) -> list[str]:
+    pairs = ((f.name, getattr(expected, f.name), getattr(found, f.name)) for f in dataclasses.fields(EDM2Config))
+    return [f"{name} is {value!r}, should be {wanted!r}" for name, wanted, value in pairs if wanted != value]

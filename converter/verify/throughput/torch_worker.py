@@ -1,0 +1,73 @@
+"""The ways of running a network in PyTorch: eager, compiled, and whole trajectories."""
+
+import torch
+
+from converter.snapshot import read_snapshot
+from converter.verify.cases import Plan, make_case
+from converter.verify.throughput.worker import COMPILED, EAGER, MEMORY, SAMPLING, Job, Run, process_memory
+from converter.verify.torch_side.precision import set_torch, torch_dtype
+from converter.verify.torch_side.reference import Reference
+from torch_ref.sampling import heun, noise_levels
+
+
+class Torch:
+    """A job's network in PyTorch. See `worker.Framework`.
+
+    reference: the network. arguments: x, sigma and labels of the batch, on its device.
+    """
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._cuda = job.device != "cpu" and torch.cuda.is_available()
+        self.device = "cuda" if self._cuda else "cpu"
+        set_torch(job.precision, self.device)
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+        with read_snapshot(job.snapshot) as snapshot:
+            self.reference = Reference(snapshot, "torch_ref", self.device)
+            self.reference.lower()
+            case = make_case(snapshot.config, Plan(batch=job.batch), 0)
+        self.arguments = tuple(
+            None if value is None else torch.from_numpy(value).to(self.device)
+            for value in (case.x, case.sigma, case.labels)
+        )
+
+    def ways(self):
+        return {
+            EAGER: lambda: self._evaluating(self.reference.net),
+            COMPILED: lambda: self._evaluating(torch.compile(self.reference.net)),
+            SAMPLING["torch"]: self._sampling,
+        }
+
+    def figures(self):
+        return {MEMORY: self._memory}
+
+    def runner(self, net, **kwargs) -> Run:
+        """What evaluates a network once, and waits for the result."""
+
+        @torch.no_grad()
+        def run():
+            net(*self.arguments, **kwargs)
+            if self._cuda:
+                torch.cuda.synchronize()
+
+        return run
+
+    def _evaluating(self, net) -> Run:
+        return self.runner(net, dtype=torch_dtype(self._job.precision))
+
+    def _sampling(self) -> Run:
+        noise, _, labels = self.arguments
+        dtype = torch_dtype(self._job.precision)
+
+        @torch.no_grad()
+        def run():
+            denoise = lambda x, sigma: self.reference.net(x, sigma.to(x.device), labels, dtype=dtype)  # noqa: E731
+            heun(denoise, noise, noise_levels(self._job.steps)).cpu()
+
+        return run
+
+    def _memory(self):
+        if self._cuda:
+            return {"kind": "device", "peak_bytes": torch.cuda.max_memory_allocated()}
+        return process_memory()

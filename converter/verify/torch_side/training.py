@@ -1,0 +1,128 @@
+"""Gradients and one training step: the truth, its condition numbers, and PyTorch's own error."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from converter.verify.cases import STEP, make_case
+from converter.verify.metrics import difference, gradient_norm
+from converter.verify.taps import block_scope
+from converter.verify.torch_side.conditioning import Rounding, condition, largest
+from converter.verify.torch_side.session import Session, as_numpy
+from torch_ref.training import power_function_exponent
+
+Keep = Callable[[str, np.ndarray], None]
+
+
+class Training:
+    """The training step of a session. sizes: root mean square of every parameter's true gradient, by name."""
+
+    def __init__(self, session: Session):
+        self._session, self._truth, self._config = session, session.truth, session.config
+        self.sizes: dict[str, float] = {}
+        self._numbers: dict[str, float] = {}  # condition numbers, by key
+
+    def write(self):
+        """The truth."""
+        loss = self._step(lambda key, value: self._session.keep(key, value.astype(np.float32)))
+        self._session.keep("loss", np.asarray(loss, np.float64))
+        self._numbers = largest(self._conditions)
+
+    def errors(self) -> dict[str, Any]:
+        """Of PyTorch in the precision that is judged, by key."""
+        found = {}
+
+        def compare(key, value):
+            error = difference(value, self._truth[key], self._norm(key)).error
+            found[key] = {"error": error, "condition": self._numbers[key]}
+
+        loss = self._step(compare, self._session.plan.precision)
+        exact = float(self._truth["loss"])
+        return {"loss": {"error": abs(loss - exact) / abs(exact), "condition": 0.0}, **found}
+
+    def _step(self, keep: Keep, precision="float32") -> float:
+        """The loss of one training step: forced weight normalisation, gradient, Adam, EMA.
+
+        keep(key, array) is given the gradient, the new value and the new average of every parameter.
+        """
+        net = self._session.reference.net
+        loss, by_input = self._backward(precision)
+        keep("gradient/input", as_numpy(by_input))
+        decay = (1 - STEP.images_per_step / STEP.images_seen) ** (power_function_exponent(STEP.ema_std) + 1)
+        for name, parameter in net.named_parameters():  # one by one: Adam's state of all would double the memory
+            gradient = parameter.grad
+            keep(f"gradient/{name}", as_numpy(gradient))
+            self.sizes.setdefault(name, float(gradient.double().square().mean().sqrt()))
+            average = parameter.detach().clone()
+            adam = torch.optim.Adam([parameter], lr=STEP.learning_rate, betas=STEP.betas, eps=STEP.eps)
+            adam.state[parameter] = {
+                "step": torch.tensor(float(STEP.steps_before)),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.full_like(parameter, self.sizes[name] ** 2),
+            }
+            adam.step()
+            keep(f"step/{name}", as_numpy(parameter))
+            average.lerp_(parameter.detach(), 1 - decay)
+            keep(f"ema/{name}", as_numpy(average))
+            parameter.grad = None
+        self._session.reference.reload()
+        return loss
+
+    def _backward(self, precision="float32") -> tuple[float, torch.Tensor]:
+        """The mean EDM2 loss (arXiv 2312.02696, Eqs. 14, 15, 21) and its gradient by the noise.
+
+        Weights are normalised first, and the gradients by parameters are left in them.
+        """
+        net, normalize = self._session.reference.net, self._session.reference.namespace["normalize"]
+        case = make_case(self._config, self._session.plan, self._session.plan.seeds[0]).first(STEP.batch)
+        images, sigma = self._session.put(case.images), self._session.put(case.sigma[:, None, None, None])
+        noise = self._session.put(case.noise).requires_grad_()
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if name.endswith(".weight"):
+                    parameter.copy_(normalize(parameter))
+        net.requires_grad_(True)
+        with _recomputed_blocks(net, self._config):
+            noisy = images + sigma * noise
+            denoised, logvar = self._session.reference(noisy, sigma, case.labels, precision, return_logvar=True)
+            weight = (sigma**2 + self._config.sigma_data**2) / (sigma * self._config.sigma_data) ** 2
+            loss = (weight / logvar.exp() * (denoised - images) ** 2 + logvar).mean()
+            loss.backward()
+        net.requires_grad_(False)
+        self._session.bar.update()
+        assert noise.grad is not None
+        return float(loss.detach()), noise.grad
+
+    def _conditions(self, rounding: Rounding) -> dict[str, float]:
+        """The condition numbers of all gradients, and of what the training step makes of them, by their keys."""
+        found = {}
+
+        def note(key, value):
+            found[key] = condition(value, self._truth[key], self._norm(key))
+
+        with rounding.norms(self._session.reference.namespace), self._session.tapped(rounding.visit):
+            self._step(note)
+        return found
+
+    def _norm(self, key: str) -> float | None:
+        kind, name = key.split("/", 1)
+        return gradient_norm(name, self.sizes) if kind == "gradient" else None
+
+
+@contextlib.contextmanager
+def _recomputed_blocks(net, config):
+    """Activations inside blocks are computed again on the way back, so that memory is that of one block."""
+    architecture = config.architecture
+    names = [block_scope(spec) for spec in architecture.encoder + architecture.decoder]
+    blocks = [net.get_submodule(name) for name in names]
+    for block in blocks:
+        block.forward = lambda *args, forward=block.forward: checkpoint(forward, *args, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

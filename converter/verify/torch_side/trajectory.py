@@ -1,0 +1,29 @@
+"""The trajectory of the deterministic Heun sampler (arXiv 2206.00364, Algorithm 1)."""
+
+import numpy as np
+
+from converter.verify.cases import trajectory_start
+from converter.verify.metrics import difference
+from converter.verify.torch_side.session import Session, as_numpy
+from torch_ref.sampling import heun_states, noise_levels
+
+
+def write_trajectory(session: Session):
+    session.keep("trajectory", np.stack(_states(session, "float32")))
+
+
+def trajectory_errors(session: Session) -> list[float]:
+    """Of PyTorch in the precision that is judged, one for each state."""
+    pairs = zip(_states(session, session.plan.precision), session.truth["trajectory"], strict=True)
+    return [difference(x, exact).error for x, exact in pairs]
+
+
+def _states(session: Session, precision: str) -> list[np.ndarray]:
+    """First to last."""
+    noise, labels = trajectory_start(session.config, session.plan.seeds[0])
+
+    def denoise(x, sigma):
+        session.bar.update()
+        return session.reference(x, sigma, labels, precision)
+
+    return [as_numpy(x) for x in heun_states(denoise, session.put(noise), noise_levels(session.plan.steps))]
