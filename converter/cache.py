@@ -56,7 +56,7 @@ class Entry:
     def check(self, wanted: str | None = None) -> str:
         """The file's sha256, computed now. Recorded on first use. Raises: CacheError if it is not `wanted`, or changed.
 
-        A record that cannot be written, in a cache that is read-only, is done without.
+        In a cache that is read-only, no record is written.
         """
         if self.damage is not None:
             raise CacheError(self.damage)

@@ -15,7 +15,7 @@ SHORTEST = 0.2  # seconds: what compiles faster is not kept
 
 
 def keep_compiled():
-    """Switch the cache on, before JAX compiles anything. A folder that cannot be written is done without."""
+    """Switch the cache on, before JAX compiles anything. If the folder cannot be written, nothing is cached."""
     import jax
     from platformdirs import user_cache_path
 

@@ -1,7 +1,7 @@
 """What Python source means, as hashes: comments, docstrings and layout apart. Nothing of it is executed.
 
 The text may be anybody's, and Python's parser is no judge of that: deep nesting has crashed it, and made it take
-exponential time. It therefore parses in a process of its own, with limits of time and memory. Hashes do not depend on
+exponential time. It therefore parses in a separate process, with limits of time and memory. Hashes do not depend on
 the version of Python: `_canonical` writes a syntax tree without what versions name or omit differently.
 """
 
@@ -44,7 +44,7 @@ class Meaning:
 
 
 def meaning_of(source: str) -> Meaning:
-    """Parse the source of a module in a process of its own. Raises: MeaningError."""
+    """Parse the source of a module in a separate process. Raises: MeaningError."""
     text = source.encode("utf-8", "surrogatepass")
     if len(text) > MOST_BYTES:
         raise MeaningError(f"holds {len(text):,} bytes; {MOST_BYTES:,} are compared at most")

@@ -1,4 +1,4 @@
-"""What is to be sampled: a request's own words, and what presets and checkpoints say where it is silent."""
+"""What is to be sampled: a request, completed by what its preset or checkpoint says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -75,7 +75,7 @@ def golden_of(network: str, digest: str, measured: dict[str, float], on: list[di
 
 
 def write(truth: Truth, path: Path, golden: Golden):
-    """A thin copy of a truth file."""
+    """A reduced copy of a truth file."""
     kept = {str(tap) for tap in {tap.scope: tap for tap in taps(truth.config)}.values()}  # what each scope ends with
     gradients = {key: found for key, found in truth.facts.errors["gradients"].items() if not key.startswith(STEPS)}
     errors = {"gradients": gradients, "trajectory": truth.facts.errors["trajectory"]}

@@ -105,7 +105,7 @@ def _warn(line: str):
 
 @contextlib.contextmanager
 def _progress_bar(name: str, total: int) -> Iterator[Advance]:
-    """A tqdm bar on standard error where that is a terminal and there is much to do; else something that is silent."""
+    """A tqdm bar on standard error, where that is a terminal and there is much to do; else one that prints nothing."""
     if total < PROGRESS_FROM or not sys.stderr.isatty():
         yield lambda count: None
         return

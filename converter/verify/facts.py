@@ -108,8 +108,8 @@ def check(facts: Any, arrays: Arrays) -> Facts:
         raise FactsError(f"has a plan that is none: {error}") from None
     config = _config(facts["config"], facts["parameters"])
     golden = _golden(facts["golden"]) if "golden" in facts else None
-    reference, thin = facts["reference"], golden is not None
-    if thin and (plan.checks, plan.precision, reference) != (Plan().checks, "float32", "torch_ref"):
+    reference, reduced = facts["reference"], golden is not None
+    if reduced and (plan.checks, plan.precision, reference) != (Plan().checks, "float32", "torch_ref"):
         raise FactsError("is a golden of other checks, another precision or another reference than goldens have")
     if reference not in REFERENCES:
         raise FactsError(f"reference must be one of {', '.join(REFERENCES)}, not {brief(reference)}")
@@ -123,9 +123,9 @@ def check(facts: Any, arrays: Arrays) -> Facts:
     not_finite = facts["not_finite"]
     if not isinstance(not_finite, list) or not all(isinstance(key, str) and key in arrays for key in not_finite):
         raise FactsError("not_finite must be a list of arrays that there are")
-    check_arrays(plan, config, thin, reference, arrays)
-    errors = errors_of(facts["errors"], plan, config, thin, arrays)
-    amplification = amplification_of(facts["amplification"], plan, config, thin)
+    check_arrays(plan, config, reduced, reference, arrays)
+    errors = errors_of(facts["errors"], plan, config, reduced, arrays)
+    amplification = amplification_of(facts["amplification"], plan, config, reduced)
     names = list(shapes.trained(config)) if "gradients" in plan.checks else []
     keys(facts["gradient_sizes"], "gradient_sizes", names)
     return Facts(

@@ -17,11 +17,11 @@ SPARE = 256 * 2**20  # bytes of inputs that need no array of their size in the f
 Arrays = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape, by key
 
 
-def check_arrays(plan: Plan, config: EDM2Config, thin: bool, reference: str, arrays: Arrays):
+def check_arrays(plan: Plan, config: EDM2Config, reduced: bool, reference: str, arrays: Arrays):
     """The file holds what was to be computed, in the shapes that the configuration gives. Raises: FactsError."""
-    labels = config.label_dim and not thin
-    taps = shapes.kept(config) if thin else shapes.tap_shapes(config, 1)
-    expected = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, thin)}
+    labels = config.label_dim and not reduced
+    taps = shapes.kept(config) if reduced else shapes.tap_shapes(config, 1)
+    expected = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, reduced)}
     optional: dict[str, tuple[str, tuple[int, ...]]] = {}
     cases = [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
     if len(cases) * len(taps) > len(arrays):
@@ -30,7 +30,7 @@ def check_arrays(plan: Plan, config: EDM2Config, thin: bool, reference: str, arr
         for name, shape in shapes.of_a_case(config, plan.batch).items():
             expected[f"{case}/{name}"] = shapes.DOUBLE, shape
         found = {f"{case}/{tap}": (plan.batch, *shape[1:]) for tap, shape in taps.items()}
-        if not thin:
+        if not reduced:
             clips = {f"{key}.amplified": shape for key, shape in found.items() if key.endswith("/clip")}
             found |= clips
         if labels:
@@ -60,10 +60,10 @@ def _check_inputs(plan: Plan, config: EDM2Config, arrays: Arrays):
         raise FactsError(f"has a plan of {needed / 1e6:,.0f} MB of inputs, and {held / 1e6:,.0f} MB of truth")
 
 
-def errors_of(found: Any, plan: Plan, config: EDM2Config, thin: bool, arrays: Arrays) -> dict[str, Any]:
+def errors_of(found: Any, plan: Plan, config: EDM2Config, reduced: bool, arrays: Arrays) -> dict[str, Any]:
     """The errors of all that was computed, and of nothing else. Raises: FactsError."""
     cases = [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
-    alone = [f"{case} unlabelled" for case in cases if config.label_dim and not thin]
+    alone = [f"{case} unlabelled" for case in cases if config.label_dim and not reduced]
     rest = [check for check in ("gradients", "trajectory") if check in plan.checks]
     keys(found, "errors", [*cases, *alone, *rest])
     taps: dict[str, set[str]] = {case: set() for case in [*cases, *alone]}
@@ -71,12 +71,12 @@ def errors_of(found: Any, plan: Plan, config: EDM2Config, thin: bool, arrays: Ar
         case, _, tap = key.partition("/")
         if case in taps and tap not in shapes.OUTPUTS and not tap.endswith(".amplified"):
             taps[case].add(tap)
-    kinds = ("accumulated",) if thin else ("accumulated", "isolated")
+    kinds = ("accumulated",) if reduced else ("accumulated", "isolated")
     errors: dict[str, Any] = {}
     for case in cases:
-        if not thin and not {str(DENOISED), str(LOG_VARIANCE)} <= taps[case]:
+        if not reduced and not {str(DENOISED), str(LOG_VARIANCE)} <= taps[case]:
             raise FactsError(f"lacks the outputs among the taps of {case}")
-        if any(f"{case}/{tap}.amplified" not in arrays for tap in taps[case] if tap.endswith("/clip") and not thin):
+        if any(f"{case}/{tap}.amplified" not in arrays for tap in taps[case] if tap.endswith("/clip") and not reduced):
             raise FactsError(f"lacks the amplified clip of a block of {case}")
         keys(found[case], f"errors of {case}", [*kinds, "outputs"])
         errors[case] = {kind: _tap_errors(found[case][kind], f"{kind} errors of {case}", taps[case]) for kind in kinds}
@@ -117,8 +117,8 @@ def _pair(entry: dict[str, Any], where: str) -> dict[str, float]:
     return {name: number(entry[name], f"{name} of {where}") for name in ("error", "condition")}
 
 
-def amplification_of(found: Any, plan: Plan, config: EDM2Config, thin: bool) -> dict[str, dict[str, float]]:
-    clipped = "forward" in plan.checks and config.clip_act is not None and not thin
+def amplification_of(found: Any, plan: Plan, config: EDM2Config, reduced: bool) -> dict[str, dict[str, float]]:
+    clipped = "forward" in plan.checks and config.clip_act is not None and not reduced
     blocks = {block_scope(spec) for spec in config.architecture.encoder + config.architecture.decoder}
     keys(found, "amplification", [f"seed{seed}" for seed in plan.seeds] if clipped else [])
     for case, factors in found.items():

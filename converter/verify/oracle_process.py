@@ -40,7 +40,7 @@ def save_truth(request: FromSnapshot, path: Path, *, overwrite: bool = False):
 
 
 def make_truth(request: FromSnapshot, output: Path, meanwhile: Callable[[], None] = lambda: None):
-    """Compute the truth file in a process of its own, and do something else meanwhile.
+    """Compute the truth file in a separate process, and do something else meanwhile.
 
     Raises: ConverterError, ProcessFailed, OSError.
     """

@@ -66,7 +66,7 @@ def plan_of(request: Request) -> Plan:
 
 
 def torch_device(device: str) -> str:
-    """Of PyTorch: cuda where JAX may use a GPU and PyTorch sees one. device: of JAX. Asks a process of its own."""
+    """Of PyTorch: cuda where JAX may use a GPU and PyTorch sees one. device: of JAX. A separate process is asked."""
     if device == "cpu" or not Path("/dev/nvidiactl").exists():
         return "cpu"
     code = "import torch; print(torch.cuda.is_available())"

@@ -48,17 +48,20 @@ def of_a_case(config: EDM2Config, batch: int) -> dict[str, Shape]:
     return {"denoised": (batch, c, r, r), "logvar": (batch, 1, 1, 1)}
 
 
-def of_the_rest(config: EDM2Config, plan: Plan, thin: bool) -> Iterator[tuple[str, str, Shape]]:
-    """(key, dtype, shape) of everything that belongs to no case. thin: of a golden."""
+def of_the_rest(config: EDM2Config, plan: Plan, reduced: bool) -> Iterator[tuple[str, str, Shape]]:
+    """(key, dtype, shape) of everything that belongs to no case. reduced: of a golden."""
     c, r = config.img_channels, config.img_resolution
     if "trajectory" in plan.checks:
         yield "trajectory", DOUBLE, (plan.steps + 1, 1, c, r, r)
     if "gradients" in plan.checks:
         yield "loss", DOUBLE, ()
-        yield ("gradient/input", *((DOUBLE, PROJECTED) if thin else (SINGLE, (min(STEP.batch, plan.batch), c, r, r))))
+        yield (
+            "gradient/input",
+            *((DOUBLE, PROJECTED) if reduced else (SINGLE, (min(STEP.batch, plan.batch), c, r, r))),
+        )
         for name, shape in trained(config).items():
-            for kind in MADE_OF[:1] if thin else MADE_OF:
-                yield (f"{kind}/{name}", *((DOUBLE, PROJECTED) if thin else (SINGLE, shape)))
+            for kind in MADE_OF[:1] if reduced else MADE_OF:
+                yield (f"{kind}/{name}", *((DOUBLE, PROJECTED) if reduced else (SINGLE, shape)))
 
 
 def tap_shapes(config: EDM2Config, batch: int) -> dict[str, Shape]:

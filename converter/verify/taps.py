@@ -160,7 +160,7 @@ def tap_of_parameter(name: str, config: EDM2Config) -> Tap:
 
 
 def boundaries(config: EDM2Config) -> set[Tap]:
-    """Taps after which an isolated pass goes on with the truth: all but those inside blocks."""
+    """Taps after which an isolated pass continues with the truth: all but those inside blocks."""
     architecture = config.architecture
     blocks = {block_scope(spec) for spec in architecture.encoder + architecture.decoder}
     between = ("concat", last_operation(config))

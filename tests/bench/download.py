@@ -27,7 +27,7 @@ def measure(function) -> float:
 
 
 def serve(path: str, port_file: str):
-    """Serve one file, from a process of its own, as fast as the kernel copies it."""
+    """Serve one file, from a separate process, as fast as the kernel copies it."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

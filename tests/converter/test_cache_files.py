@@ -179,7 +179,7 @@ def test_the_users_own_group_is_nobody_else(cache, monkeypatch):
     with pytest.raises(CacheError, match="chmod go-w"):
         check_folder(cache.folder)
     monkeypatch.undo()
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # a container's user, whom nobody knows
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # a container's user, who has no name
     with pytest.raises(CacheError, match="chmod go-w"):
         check_folder(cache.folder)
 

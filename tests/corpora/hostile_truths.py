@@ -1,6 +1,6 @@
 """Truth files and golden folders that are broken or hostile, and what edm2-verify must say to each.
 
-    python -m tests.corpora.hostile_truths        # each given to the command in a process of its own, and watched
+    python -m tests.corpora.hostile_truths        # each given to the command in a separate process, and watched
 
 `tests/verify/test_hostile_truths.py` gives all of them to the library, and some to the command.
 """

@@ -38,7 +38,7 @@ def arrays(config: EDM2Config, plan: Plan) -> dict[str, tuple[str, tuple[int, ..
         found |= {f"{case}/{tap}": shape for tap, shape in (taps | shapes.of_a_case(config, plan.batch)).items()}
         alone = shapes.unlabelled_shapes(config, plan.batch) if config.label_dim else {}
         found |= {f"{case} unlabelled/{tap}": shape for tap, shape in alone.items()}
-    rest = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, thin=False)}
+    rest = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, reduced=False)}
     return {key: (shapes.DOUBLE, shape) for key, shape in found.items()} | rest
 
 
@@ -53,7 +53,7 @@ def facts(config: EDM2Config, plan: Plan) -> dict[str, Any]:
         for case in cases
     }
     errors |= {f"{case} unlabelled": {"accumulated": embedding} for case in cases if config.label_dim}
-    keys = [key for key, _, _ in shapes.of_the_rest(config, plan, thin=False) if key != "trajectory"]
+    keys = [key for key, _, _ in shapes.of_the_rest(config, plan, reduced=False) if key != "trajectory"]
     errors |= {"gradients": dict.fromkeys(keys, pair)} if "gradients" in plan.checks else {}
     errors |= {"trajectory": [pair["error"]] * (plan.steps + 1)} if "trajectory" in plan.checks else {}
     blocks = [block_scope(spec) for spec in config.architecture.encoder + config.architecture.decoder]

@@ -1,4 +1,4 @@
-"""Broken and hostile inputs, each given to a command in a process of its own, and watched.
+"""Broken and hostile inputs, each given to a command in a separate process, and watched.
 
     python -m tests.surveys.hostile        # a table by class
 
@@ -35,7 +35,7 @@ class Seen:
 
 
 def run(case: Input, folder: Path) -> Seen:
-    """Give an input to its command in a process of its own, and look at everything around it."""
+    """Give an input to its command in a separate process, and look at everything around it."""
     case.build(folder / case.file)
     before = sorted(folder.rglob("*"))
     log = folder.parent / f"{folder.name}.log"

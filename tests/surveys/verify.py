@@ -1,4 +1,4 @@
-"""Does edm2-verify ever cry wolf? Correct conversions of random networks, all checks, and how near any came to a limit.
+"""False alarms of edm2-verify: correct conversions of random networks, all checks, and how near any came to a limit.
 
     python -m tests.surveys.verify --examples 200        # about 20 s each on two cores, most of it compiling
 

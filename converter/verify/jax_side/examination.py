@@ -161,7 +161,7 @@ class Examination(_Examination):
                 self._unlabelled(f"{name} unlabelled", case)
 
     def _pass(self, case: str, kind: str, arguments: tuple[Any, Any, Any]):
-        """One forward pass with every tap measured; the isolated one goes on with the truth after every block."""
+        """One forward pass with every tap measured; the isolated one continues with the truth after every block."""
         reference = self.errors[case][kind]
         isolated = kind == "isolated"
         seen: set[Tap] = set()

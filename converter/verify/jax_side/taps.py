@@ -47,7 +47,7 @@ class TappedNetwork:
         self._run_block = jax.jit(self._trace_block, static_argnums=(0, 1))
 
     def __call__(self, x, sigma, labels, visit: Visit, amplify: dict[str, float] | None = None):
-        """(D, logvar). `visit` is called at every tap and returns what the network goes on with.
+        """(D, logvar). `visit` is called at every tap and returns the value that the network continues with.
 
         Inside blocks it only looks; what a block clips is first multiplied by amplify[scope].
         """

@@ -143,7 +143,7 @@ def _forward(report: dict[str, Any]) -> str:
     plots = []
     for kind, words in (
         ("isolated", "Isolated: each block is given the truth"),
-        ("accumulated", "Accumulated: each framework goes on with its own values"),
+        ("accumulated", "Accumulated: each framework continues with its own values"),
     ):
         rows = [(row["scope"], operation, operation[kind]) for row in report["tree"] for operation in row["operations"]]
         if not any(m for _, _, m in rows):

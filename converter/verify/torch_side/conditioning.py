@@ -87,10 +87,10 @@ def _size(x: torch.Tensor) -> torch.Tensor:
     return x.detach().square().mean().sqrt()
 
 
-def conditions(run: Callable, exact: Callable, go_on: Callable = lambda _tap, value: value) -> dict[str, float]:
+def conditions(run: Callable, exact: Callable, continued: Callable = lambda _tap, value: value) -> dict[str, float]:
     """The condition number of every tap that is seen while the network runs.
 
-    run(visit): runs the network. exact(tap): the truth. go_on(tap, value): what the network goes on with.
+    run(visit): runs the network. exact(tap): the truth. continued(tap, value): what the network continues with.
     """
 
     def measure(rounding: Rounding) -> dict[str, float]:
@@ -99,7 +99,7 @@ def conditions(run: Callable, exact: Callable, go_on: Callable = lambda _tap, va
         def visit(tap, value):
             value = rounding.visit(tap, value)
             found[str(tap)] = condition(value.numpy(), exact(tap))
-            return go_on(tap, value)
+            return continued(tap, value)
 
         run(visit)
         return found

@@ -1,6 +1,6 @@
 """What PyTorch computes: the truth in float64, and PyTorch's own distance from it in the precision that is judged.
 
-Runs as a process of its own, so that its memory, its switches and any embedded code stay apart from JAX:
+It runs in a separate process, so that its memory, its switches and any embedded code stay apart from JAX:
 
     python -m converter.verify.torch_side.oracle < JOB.json
 """

@@ -29,7 +29,7 @@ Visit = Callable[[Tap, torch.Tensor], torch.Tensor]
 
 @contextlib.contextmanager
 def tapped(net: torch.nn.Module, namespace: dict[str, Any], config: EDM2Config, visit: Visit) -> Iterator[None]:
-    """While open, `visit` sees the value at every tap of a forward pass, and returns what the network goes on with.
+    """While open, `visit` sees the value at every tap of a forward pass, and returns what the network continues with.
 
     namespace: the globals of the file that defines the network.
     """
