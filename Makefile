@@ -13,9 +13,10 @@ demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(READY)
+lint: $(READY)  ## style, and the layers (in pyproject.toml) that imports keep to
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(READY)
 	$(BIN)/mypy

@@ -16,8 +16,8 @@ from converter.names import jax_path
 from converter.snapshot import CHUNK, Snapshot
 from jax_edm2 import dtypes
 from jax_edm2.checkpoint import WRITERS
-from jax_edm2.record import Record, RecordError, Sampler, Source, tensors_digest
-from jax_edm2.tensors import Tensor, stored_dtype
+from jax_edm2.record import Record, RecordError, Sampler, Source
+from jax_edm2.tensors import Tensor
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0"
@@ -127,26 +127,6 @@ def convert(
             return dataclasses.replace(record, source=source, not_finite=sum(not_finite.values()))
 
         return WRITERS[format](target, tensors, record, overwrite=overwrite, finish=finish)
-
-
-def in_memory(snapshot: Snapshot, dtype: str | None = "float32") -> dict:
-    """The variables that loading `snapshot`'s checkpoint would give, on the default device; None is as stored."""
-    import jax.numpy as jnp
-    from flax.traverse_util import unflatten_dict
-
-    leaves = {jax_path(name): snapshot.read(name) for name in snapshot.tensors}
-    return unflatten_dict({path: jnp.asarray(value, dtype) for path, value in leaves.items()}, sep="/")
-
-
-def record_of(snapshot: Snapshot) -> Record:
-    """The record that `snapshot`'s checkpoint would have, with its digest, but for the hash of the snapshot's file."""
-    tensors, lines = checkpoint_tensors(snapshot), {}
-    for path, tensor in tensors.items():
-        sha = hashlib.sha256()
-        for chunk in tensor.chunks():
-            sha.update(chunk)
-        lines[path] = tensor.dtype, tensor.shape, sha.hexdigest()
-    return dataclasses.replace(describe(snapshot), dtype=stored_dtype(tensors), digest=tensors_digest(lines))
 
 
 class SourceHash:

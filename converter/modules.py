@@ -15,8 +15,7 @@ from converter.formats.nvlabs import MODULE_DICT, PersistentObject
 from converter.formats.pickle_reader import Instance
 from converter.formats.torch_legacy import TensorRecord
 from converter.names import jax_path, torch_name
-from jax_edm2.checkpoint import check_tree
-from jax_edm2.config import BlockSpec, EDM2Config
+from jax_edm2.config import BlockSpec, EDM2Config, check_tree
 from jax_edm2.messages import brief, listing
 
 VERSION = 6  # of NVlabs' torch_utils.persistence

@@ -1,13 +1,17 @@
 """Networks to sample with: converted checkpoints and snapshots alike."""
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.convert import in_memory, record_of
-from converter.snapshot import read_snapshot
-from jax_edm2.record import Record
+from converter.convert import checkpoint_tensors, describe
+from converter.names import jax_path
+from converter.snapshot import Snapshot, read_snapshot
+from jax_edm2.record import Record, tensors_digest
+from jax_edm2.tensors import stored_dtype
 
 if TYPE_CHECKING:
     from jax_edm2.network import Precond
@@ -46,3 +50,23 @@ def load_network(path: Path, name: str, compute_dtype: Callable[[Record], str]) 
         record = record_of(snapshot)
         net = Precond(snapshot.config, jnp.dtype(compute_dtype(record)))
         return LoadedNetwork(name, net, in_memory(snapshot, None), record)
+
+
+def in_memory(snapshot: Snapshot, dtype: str | None = "float32") -> dict:
+    """The variables that loading `snapshot`'s checkpoint would give, on the default device; None is as stored."""
+    import jax.numpy as jnp
+    from flax.traverse_util import unflatten_dict
+
+    leaves = {jax_path(name): snapshot.read(name) for name in snapshot.tensors}
+    return unflatten_dict({path: jnp.asarray(value, dtype) for path, value in leaves.items()}, sep="/")
+
+
+def record_of(snapshot: Snapshot) -> Record:
+    """The record that `snapshot`'s checkpoint would have, with its digest, but for the hash of the snapshot's file."""
+    tensors, lines = checkpoint_tensors(snapshot), {}
+    for path, tensor in tensors.items():
+        sha = hashlib.sha256()
+        for chunk in tensor.chunks():
+            sha.update(chunk)
+        lines[path] = tensor.dtype, tensor.shape, sha.hexdigest()
+    return dataclasses.replace(describe(snapshot), dtype=stored_dtype(tensors), digest=tensors_digest(lines))

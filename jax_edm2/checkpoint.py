@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2.config import EDM2Config, expected_tree
+from jax_edm2.config import check_tree
 from jax_edm2.dtypes import DTYPES, not_finite
-from jax_edm2.messages import listing, printable
+from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import OrbaxCheckpoint, write_orbax
 from jax_edm2.record import Record, RecordError
 from jax_edm2.safetensors_checkpoint import SafetensorsCheckpoint, write_safetensors
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     import jax
 
     from jax_edm2.network import Precond
-
-
-def check_tree(config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name=str) -> list[str]:
-    """What in `shapes` differs from the tree of `config`, a phrase each: `- missing`, `+ extra`, `! shape`.
-
-    `name` turns a tree path into what the user knows it as.
-    """
-    expected = expected_tree(config)
-    lines = [f"- {name(path)} {list(shape)} is missing" for path, shape in expected.items() if path not in shapes]
-    extra = (path for path in shapes if path not in expected)  # of any length, with anything in it
-    lines += [f"+ {printable(name(path)[:200])} {list(shapes[path])} is not part of it" for path in extra]
-    for path, shape in expected.items():
-        if path in shapes and tuple(shapes[path]) != shape:
-            lines.append(f"! {name(path)} is {list(shapes[path])}, should be {list(shape)}")
-    return lines
 
 
 WRITERS = {"safetensors": write_safetensors, "orbax": write_orbax}

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from jax_edm2.messages import brief, listing
+from jax_edm2.messages import brief, listing, printable
 
 
 class ConfigError(ValueError):
@@ -268,3 +269,18 @@ def expected_tree(config: EDM2Config) -> dict[str, tuple[int, ...]]:
     fourier("logvar_fourier_t", config.logvar_channels)
     weight("logvar_linear", 1, config.logvar_channels)
     return tree
+
+
+def check_tree(config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name=str) -> list[str]:
+    """What in `shapes` differs from the tree of `config`, a phrase each: `- missing`, `+ extra`, `! shape`.
+
+    `name` turns a tree path into what the user knows it as.
+    """
+    expected = expected_tree(config)
+    lines = [f"- {name(path)} {list(shape)} is missing" for path, shape in expected.items() if path not in shapes]
+    extra = (path for path in shapes if path not in expected)  # of any length, with anything in it
+    lines += [f"+ {printable(name(path)[:200])} {list(shapes[path])} is not part of it" for path in extra]
+    for path, shape in expected.items():
+        if path in shapes and tuple(shapes[path]) != shape:
+            lines.append(f"! {name(path)} is {list(shapes[path])}, should be {list(shape)}")
+    return lines

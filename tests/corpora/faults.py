@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from converter.convert import in_memory
+from converter.networks import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan
 from converter.verify.jax_side.candidate import Candidate

@@ -20,7 +20,7 @@ import jax
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
-from converter.convert import in_memory
+from converter.networks import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan
 from converter.verify.jax_side.candidate import Candidate

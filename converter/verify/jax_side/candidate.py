@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converter.convert import in_memory
+from converter.networks import in_memory
 from converter.snapshot import Snapshot
 from converter.verify.cases import HELD, STEP, Case, Plan, make_case, trajectory_start
 from converter.verify.jax_side.precision import jax_dtype, jax_precision

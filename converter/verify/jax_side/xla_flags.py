@@ -18,7 +18,7 @@ def xla_flags(precision: str, device: str) -> list[str]:
 
 
 def set_xla_flags(flags: list[str]) -> list[str]:
-    """Set those flags that this XLA knows, and return the others: it aborts on them, so a separate process tries each."""
+    """Set those flags that this XLA knows, and return the others, on which it aborts: a separate process tries each."""
     unknown = []
     for flag in flags:
         wanted = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -5,7 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from converter.convert import in_memory
+from converter.networks import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan, make_case
 from converter.verify.jax_side.precision import jax_dtype, jax_precision
