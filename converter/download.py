@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from tqdm import tqdm
@@ -123,7 +124,7 @@ class _Transfer:
         self.target = folder / f"{self.key}_{file_name(url)}"
         self.ranges = True  # does the server keep to what a Range request means?
         self.received = self.brought = 0  # bytes, of this attempt; those of them that are new, and stay
-        self.hashed: tuple[Path | None, int, hashlib._Hash] = None, 0, hashlib.sha256()
+        self.hashed: tuple[Path | None, int, Any] = None, 0, hashlib.sha256()
         self.bar = tqdm(
             unit="B", unit_scale=True, desc=file_name(url), leave=False, disable=not sys.stderr.isatty(), delay=0.5
         )
@@ -313,7 +314,7 @@ class _Transfer:
                 f"{self.folder}: {error.strerror}; {offset:,} bytes of {self.shown} are kept: make room, run it again"
             ) from None
 
-    def _hash_of(self, part: _Part) -> "tuple[int, hashlib._Hash]":
+    def _hash_of(self, part: _Part) -> tuple[int, Any]:
         """How many bytes of a part are here, and their running sha256."""
         path, count, sha = self.hashed
         size = part.size
