@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from jax_edm2.record import Encoder
+from jax_edm2.shapes import Images, Pictures
 from jax_edm2.vae import VAEDecoder
 
 PIXELS, VAE = "StandardRGBEncoder", "StabilityVAEEncoder"  # kinds of Encoder
@@ -16,12 +17,12 @@ PIXELS, VAE = "StandardRGBEncoder", "StabilityVAEEncoder"  # kinds of Encoder
 Decode = Callable[[Any, jax.Array], jax.Array]
 
 
-def decode_pixels(_params: Any, x: jax.Array) -> jax.Array:
+def decode_pixels(_params: Any, x: Images) -> Pictures:
     """Images x from -1 to 1 to uint8, x 127.5 + 128 truncated: [N, C, H, W]."""
     return jnp.clip(x * 127.5 + 128, 0, 255).astype(jnp.uint8)
 
 
-def raw_latents(encoder: Encoder, x: jax.Array) -> jax.Array:
+def raw_latents(encoder: Encoder, x: Images) -> Images:
     """Whitened latents [N, C, h, w], as networks are trained on, to the VAE's own: (x - bias) / scale."""
     scale, bias = (np.asarray(values, np.float32)[:, None, None] for values in (encoder.scale, encoder.bias))
     return (x - bias) / scale

@@ -21,6 +21,7 @@ from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
 from jax_edm2.layout import Folded, Layout
 from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+from jax_edm2.shapes import Images, Labels, Logvar, Sigma
 from jax_edm2.twofold import Twofold
 
 Array = jax.Array
@@ -248,13 +249,13 @@ class Precond(Tapped):
 
     def __call__(
         self,
-        x: Array,
-        sigma: Array,
-        class_labels: Array | None = None,
+        x: Images,
+        sigma: Sigma | float,
+        class_labels: Labels | None = None,
         *,
         return_logvar: bool = False,
         train: bool = False,
-    ) -> Array | tuple[Array, Array]:
+    ) -> Images | tuple[Images, Logvar]:
         """x [N, C, H, W]; sigma > 0, noise standard deviation, scalar or [N]; class_labels [N, label_dim] or None.
 
         Labels are one-hot; zeros, and None, are no class. They are not looked at where label_dim is 0.

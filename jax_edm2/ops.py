@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_edm2.shapes import Activations, Values, Weight
+
 
 def wide(dtype) -> jnp.dtype:
     """The dtype of norms, weights, embeddings and preconditioning, for activations of `dtype`."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
-def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: float = 1e-4) -> jax.Array:
+def normalize(x: Values, axis: int | tuple[int, ...] | None = None, eps: float = 1e-4) -> Values:
     """x scaled to unit root mean square over `axis` (default: all but the first). Pixel norm is axis=-1.
 
     x / (eps + |x| sqrt(norms / elements)); eps is added after the scaling. The gradient at |x| = 0 is finite.
@@ -32,13 +34,13 @@ def normalize(x: jax.Array, axis: int | tuple[int, ...] | None = None, eps: floa
     return x / norm.astype(x.dtype)
 
 
-def effective_weight(w: jax.Array, gain: jax.Array | None = None) -> jax.Array:
+def effective_weight(w: Weight, gain: Values | None = None) -> Weight:
     """What a layer multiplies with: normalize(w) gain / sqrt(fan_in) (Eq. 47), for w [out, in, ...], in its dtype."""
     scale = 1 / math.sqrt(w[0].size)
     return normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
 
 
-def convolve(x: jax.Array, w: jax.Array, padding: int, weights: str = "OIHW") -> jax.Array:
+def convolve(x: Activations, w: jax.Array, padding: int, weights: str = "OIHW") -> jax.Array:
     """Convolution of x [N, H, W, in] with w [out, in, kh, kw], and `padding` zeros on every side.
 
     weights: the order of w's axes, OIHW or HWIO.
@@ -52,7 +54,7 @@ def convolve(x: jax.Array, w: jax.Array, padding: int, weights: str = "OIHW") ->
     )
 
 
-def resample(x: jax.Array, taps: Sequence[float], mode: str) -> jax.Array:
+def resample(x: Activations, taps: Sequence[float], mode: str) -> jax.Array:
     """Halve ('down') or double ('up') the resolution of x [N, H, W, C] with a separable filter of even length.
 
     What PyTorch computes as a convolution of stride 2, transposed for 'up', with zeros around x. Here each axis is
@@ -108,7 +110,7 @@ def _shifted(x: jax.Array, by: int, axis: int) -> jax.Array:
     return lax.slice_in_dim(jnp.pad(x, padding), max(by, 0), max(by, 0) + size, axis=axis)
 
 
-def mp_silu(x: jax.Array) -> jax.Array:
+def mp_silu(x: Values) -> Values:
     """Magnitude-preserving SiLU (Eq. 81)."""
     return (jax.nn.silu(x.astype(wide(x.dtype))) / 0.596).astype(x.dtype)
 

@@ -22,6 +22,7 @@ from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.ops import wide
 from jax_edm2.settings import NO_CHURN, SAMPLERS, Churn, Settings
+from jax_edm2.shapes import ChurnNoise, Images, Labels
 
 Denoise = Callable[[jax.Array, Any], jax.Array]
 Network = tuple[Precond, Any]  # and its variables
@@ -69,11 +70,11 @@ def _advance(denoise: Denoise, state: _State, at: _Evaluation, noises: jax.Array
 
 def heun(
     denoise: Denoise,
-    noise: jax.Array,
+    noise: Images,
     sigmas: Sequence[float],
     churn: Churn = NO_CHURN,
-    churn_noise: jax.Array | None = None,
-) -> jax.Array:
+    churn_noise: ChurnNoise | None = None,
+) -> Images:
     """The second-order sampler (Algorithms 1 and 2 of arXiv 2206.00364): [N, C, H, W] after 2 S - 1 evaluations.
 
     noise: unit noise [N, C, H, W]; computed in its dtype. sigmas: S + 1 noise levels for S steps, falling, the last 0
@@ -85,11 +86,11 @@ def heun(
 
 def euler(
     denoise: Denoise,
-    noise: jax.Array,
+    noise: Images,
     sigmas: Sequence[float],
     churn: Churn = NO_CHURN,
-    churn_noise: jax.Array | None = None,
-) -> jax.Array:
+    churn_noise: ChurnNoise | None = None,
+) -> Images:
     """As `heun`, without its corrections: S evaluations for S steps. Without churn this is DDIM (arXiv 2010.02502)."""
     return _integrate(denoise, noise, sigmas, churn, churn_noise, order=1)
 
@@ -106,7 +107,7 @@ def _integrate(denoise, noise, sigmas, churn, churn_noise, order):
     return end.x
 
 
-def heun_states(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> Iterator[jax.Array]:
+def heun_states(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Iterator[Images]:
     """x [N, C, H, W] at every noise level of the deterministic `heun`, from noise times sigmas[0] to the sample.
 
     noise, sigmas: as for `heun`.
@@ -121,7 +122,7 @@ def heun_states(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> 
             yield state.x
 
 
-def dpmpp_2m(denoise: Denoise, noise: jax.Array, sigmas: Sequence[float]) -> jax.Array:
+def dpmpp_2m(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Images:
     """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095), in the sigma schedule: S evaluations for S steps.
 
     noise, sigmas: as for `heun`; gives [N, C, H, W] likewise. The first step and the last, which ends at 0, are of
@@ -181,7 +182,7 @@ def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[floa
 def denoiser(
     net: Precond,
     variables: Any,
-    labels: jax.Array | None = None,
+    labels: Labels | None = None,
     *,
     guide: Network | None = None,
     guidance: float = 1.0,
@@ -229,13 +230,13 @@ _METHODS: dict[str, Callable[..., jax.Array]] = dict(zip(SAMPLERS, (heun, euler,
 def sample(
     net: Precond,
     variables: Any,
-    noise: jax.Array,
-    labels: jax.Array | None = None,
+    noise: Images,
+    labels: Labels | None = None,
     *,
     guide: Network | None = None,
-    churn_noise: jax.Array | None = None,
+    churn_noise: ChurnNoise | None = None,
     settings: Settings = DEFAULT,
-) -> jax.Array:
+) -> Images:
     """Images from -1 to 1, or latents, [N, C, H, W] in float32, as one compiled program; networks are folded for it.
 
     noise: unit noise [N, C, H, W]. labels: one-hot [N, label_dim] or None (`jax.nn.one_hot`). guide: the guiding

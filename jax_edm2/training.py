@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jax_edm2.network import Precond
 from jax_edm2.ops import normalize
+from jax_edm2.shapes import Images, Labels, Sigma
 
 
 @jax.jit
@@ -26,12 +27,12 @@ def project_to_sphere(variables: Any) -> Any:
 def denoising_loss(
     net: Precond,
     variables: Any,
-    images: jax.Array,
-    sigma: jax.Array,
-    noise: jax.Array,
-    class_labels: jax.Array | None = None,
+    images: Images,
+    sigma: Sigma,
+    noise: Images,
+    class_labels: Labels | None = None,
     **apply_kwargs: Any,
-) -> jax.Array:
+) -> Images:
     """The EDM2 loss, weighted by learned uncertainty (Eqs. 14, 15, 21), elementwise: float32 [N, C, H, W].
 
     images [N, C, H, W] with standard deviation sigma_data; sigma [N], noise standard deviations, > 0, drawn as

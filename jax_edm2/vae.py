@@ -18,6 +18,7 @@ from jax_edm2 import strict_json
 from jax_edm2.messages import brief, listing, printable
 from jax_edm2.ops import convolve
 from jax_edm2.safetensors_format import CODES, File, FormatError
+from jax_edm2.shapes import Images
 
 NORM_EPS = 1e-6
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # what diffusers calls the files of a VAE
@@ -108,7 +109,7 @@ class VAEDecoder:
         """How many pixels wide a latent is."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def __call__(self, params: Mapping[str, jax.Array], z: jax.Array) -> jax.Array:
+    def __call__(self, params: Mapping[str, jax.Array], z: Images) -> jax.Array:
         """Raw latents z [N, 4, h, w] to pictures [N, 3, 8 h, 8 w], by the published VAE from 0 to 1.
 
         Another VAE has latent_channels and out_channels, and `scale` for 8. params: by the names in `config.tensors`,

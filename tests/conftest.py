@@ -14,6 +14,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+from tests.support.shapes import MODULES
+
+install_import_hook(MODULES, "tests.support.shapes.checked")  # before anybody imports them
 
 import jax_edm2
 from converter import download
