@@ -17,7 +17,6 @@ from converter import processes
 from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 from converter.verify.report.text import SCHEMA
-from tests.corpora.faults import CONFIG
 from tests.support import children
 from tests.support.networks import network
 from torch_ref import network as torch_ref_network
@@ -26,6 +25,16 @@ from torch_ref.snapshot import write_snapshot
 
 COMMAND = processes.module("converter.cli.verify")
 QUICK = ("--checks", "parameters,forward", "--device", "cpu")
+CONFIG = {
+    "img_resolution": 8,
+    "img_channels": 3,
+    "label_dim": 5,
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [8],
+    "channels_per_head": 8,
+}
 PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
 
 

@@ -1,4 +1,7 @@
-"""Every fault of the corpus is detected and named; the network without a fault is not."""
+"""Some faults of the corpus, of every kind, are detected and named; the network without a fault is not.
+
+`make faults` tries all of them.
+"""
 
 import pytest
 
@@ -18,7 +21,7 @@ def test_no_fault(laboratory):
     assert all(outcome.measurements.values())
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", FAULTS[::12], ids=lambda fault: fault.name)
 def test_fault(laboratory, fault):
     outcome = laboratory.examine(fault, checks_for(fault))
     assert outcome.exit_code == 1
