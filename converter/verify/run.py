@@ -11,8 +11,8 @@ from converter.verify.cases import Plan
 from converter.verify.oracle_process import make_truth
 from converter.verify.outcome import Outcome, Progress
 from converter.verify.request import FromSnapshot, FromTruth, Request, VerifyError
+from converter.verify.throughput.job import Job
 from converter.verify.throughput.measure import measure, sweep
-from converter.verify.throughput.worker import Job
 from converter.verify.truth import Truth
 
 

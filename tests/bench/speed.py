@@ -25,8 +25,9 @@ from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 from converter.verify.report.plots import Series, log_plot
 from converter.verify.report.text import throughput_lines
+from converter.verify.throughput.job import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job
 from converter.verify.throughput.measure import ROUNDS, WAYS, measure
-from converter.verify.throughput.worker import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job, WorkerDied
+from converter.verify.throughput.worker import WorkerDied
 from tests.bench.worker import JAX_EDM2, NVLABS, command
 
 DIGITS = ROOT / "golden" / "digits.pkl"

@@ -8,7 +8,8 @@ import sys
 
 from converter import processes
 from converter.snapshot import read_snapshot
-from converter.verify.throughput.worker import Job, Run, serve
+from converter.verify.throughput.job import Job, Run
+from converter.verify.throughput.serve import serve
 
 NVLABS, JAX_EDM2 = "NVlabs", "jax-edm2"  # github.com/NVlabs/edm2, github.com/nmboffi/jax-edm2
 

@@ -15,7 +15,8 @@ from converter.processes import ROOT
 from converter.verify import oracle_process
 from converter.verify.jax_side import xla_flags
 from converter.verify.request import FromSnapshot, VerifyError, torch_device
-from converter.verify.throughput.worker import Job, Worker
+from converter.verify.throughput.job import Job
+from converter.verify.throughput.worker import Worker
 from tests.cli.test_verify import embedding
 
 NAMES = ("numpy", "torch", "tqdm", "jax", "json", "runpy", "converter", "jax_edm2", "torch_ref", "ast", "sitecustomize")

@@ -18,8 +18,9 @@ from converter.verify.jax_side.candidate import Candidate
 from converter.verify.jax_side.judgement import judge
 from converter.verify.jax_side.precision import probe_jax
 from converter.verify.precision import probe_verdict
+from converter.verify.throughput.job import EAGER, FOLDED, LOADED, Job
 from converter.verify.throughput.measure import measure
-from converter.verify.throughput.worker import EAGER, FOLDED, LOADED, Job, WorkerDied
+from converter.verify.throughput.worker import WorkerDied
 from converter.verify.torch_side.precision import probe_torch
 from converter.verify.truth import Truth
 from jax_edm2 import Precond, fold, save

@@ -9,7 +9,7 @@ from converter.networks import in_memory
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan, make_case
 from converter.verify.jax_side.precision import jax_dtype, jax_precision
-from converter.verify.throughput.worker import CEILING, FOLDED, LOADED, MEMORY, SAMPLING, Job, Run, process_memory
+from converter.verify.throughput.job import CEILING, FOLDED, LOADED, MEMORY, SAMPLING, Job, Run, process_memory
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import sample
@@ -17,7 +17,7 @@ from jax_edm2.settings import Settings
 
 
 class Jax:
-    """A job's network in JAX. See `worker.Framework`.
+    """A job's network in JAX. See `job.Framework`.
 
     net, variables: the network. arguments: x, sigma and labels of the batch, on its device.
     """

@@ -13,19 +13,8 @@ from typing import Any
 
 from converter.flops import multiply_accumulates
 from converter.verify.outcome import Progress
-from converter.verify.throughput.worker import (
-    CEILING,
-    COMPILED,
-    EAGER,
-    FOLDED,
-    LOADED,
-    MEMORY,
-    SAMPLING,
-    STEPS,
-    Job,
-    Worker,
-    WorkerDied,
-)
+from converter.verify.throughput.job import CEILING, COMPILED, EAGER, FOLDED, LOADED, MEMORY, SAMPLING, STEPS, Job
+from converter.verify.throughput.worker import Worker, WorkerDied
 from jax_edm2.config import EDM2Config
 
 WAYS = {"torch": (EAGER, COMPILED), "jax": (LOADED, FOLDED)}

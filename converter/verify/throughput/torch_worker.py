@@ -4,14 +4,14 @@ import torch
 
 from converter.snapshot import read_snapshot
 from converter.verify.cases import Plan, make_case
-from converter.verify.throughput.worker import COMPILED, EAGER, MEMORY, SAMPLING, Job, Run, process_memory
+from converter.verify.throughput.job import COMPILED, EAGER, MEMORY, SAMPLING, Job, Run, process_memory
 from converter.verify.torch_side.precision import set_torch, torch_dtype
 from converter.verify.torch_side.reference import Reference
 from torch_ref.sampling import heun, noise_levels
 
 
 class Torch:
-    """A job's network in PyTorch. See `worker.Framework`.
+    """A job's network in PyTorch. See `job.Framework`.
 
     reference: the network. arguments: x, sigma and labels of the batch, on its device.
     """
