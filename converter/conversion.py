@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from converter import embedded, presets
-from converter.cache import sha256 as file_sha256
 from converter.convert import checkpoint_tensors, convert, describe
+from converter.downloads.cache import sha256 as file_sha256
 from converter.errors import UsageError
 from converter.progress import Progress, Warn, silent
 from converter.snapshot import Snapshot, read_snapshot

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter import presets
-from converter.cache import Cache, default_cache, sha256
-from converter.cache_files import CacheError
+from converter.downloads.cache import Cache, default_cache, sha256
+from converter.downloads.cache_files import CacheError
+from converter.downloads.urls import file_name, public_url
+from converter.downloads.watchdog import TIMEOUT
 from converter.errors import UsageError
 from converter.snapshot import read_snapshot
-from converter.urls import file_name, public_url
-from converter.watchdog import TIMEOUT
 
 _URL = re.compile(r"(https?:|[a-z][a-z0-9+.-]*:[/\\]{2}).*", re.DOTALL | re.IGNORECASE)
 
@@ -68,7 +68,7 @@ class Fetching:
 
     def fetch(self, url: str, check: Callable[[Path], object], sha256: str | None = None) -> Path:
         """The path of any URL's file, which `check` must find sound. Raises: ConverterError, OSError."""
-        from converter.download import fetch
+        from converter.downloads.download import fetch
 
         return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
 

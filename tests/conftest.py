@@ -23,9 +23,9 @@ from tests.support.shapes import MODULES
 install_import_hook(MODULES, "tests.support.shapes.checked")  # before anybody imports them
 
 import jax_edm2
-from converter import download
-from converter.cache import Cache
 from converter.convert import convert
+from converter.downloads import download
+from converter.downloads.cache import Cache
 from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 

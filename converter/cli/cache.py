@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from converter import cache_contents
-from converter.cache import Cache, default_cache
 from converter.cli.run import say
+from converter.downloads import cache_contents
+from converter.downloads.cache import Cache, default_cache
 from jax_edm2.strict_json import dumps
 
 BROKEN = 2

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from converter import processes
-from converter.cache import Cache, sha256
-from converter.download import fetch
+from converter.downloads.cache import Cache, sha256
+from converter.downloads.download import fetch
 
 
 def measure(function) -> float:

@@ -176,7 +176,7 @@ def test_secrets_in_a_url_are_not_recorded(server):
 
 
 def presets_folder(server):
-    from converter.cache import default_cache
+    from converter.downloads.cache import default_cache
 
     return [path for path in default_cache().folder.iterdir() if path.suffix == ".json"]
 

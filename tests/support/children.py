@@ -18,7 +18,7 @@ FORKS = multiprocessing.get_context("forkserver")
 # What commands import is there before they are watched.
 FORKS.set_forkserver_preload(
     [
-        *("converter.download", "converter.cli.convert", "converter.cli.sample", "converter.cli.verify"),
+        *("converter.downloads.download", "converter.cli.convert", "converter.cli.sample", "converter.cli.verify"),
         *("jax_edm2.generation", "jax_edm2.decoding", "orbax.checkpoint", "tests.support.children"),
     ]
 )
@@ -35,8 +35,8 @@ def command(module: str) -> list[str]:
 
 def download(url: str, folder: str, locks: bool = True, lease: bool = True):
     """Fetch into a cache. locks: of the operating system; lease: the one of our own. Without, they do nothing."""
-    from converter import download as module
-    from converter.cache import Cache
+    from converter.downloads import download as module
+    from converter.downloads.cache import Cache
 
     module.BACKOFF = 0.01
     if not locks:

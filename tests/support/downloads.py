@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from converter.cache import key_of
-from converter.download import DownloadError, fetch
+from converter.downloads.cache import key_of
+from converter.downloads.download import DownloadError, fetch
 from converter.snapshot import read_snapshot
 
 

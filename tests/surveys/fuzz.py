@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.cache import Cache, CacheError, key_of, write_json
+from converter.downloads.cache import Cache, CacheError, key_of, write_json
 from converter.errors import ConverterError
 from converter.processes import ROOT
 from converter.snapshot import read_snapshot

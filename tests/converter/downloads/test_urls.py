@@ -7,14 +7,14 @@ from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter import download
-from converter.cache import Cache
 from converter.cli.convert import edm2_convert
 from converter.cli.sample import edm2_sample
 from converter.cli.verify import edm2_verify
-from converter.download import DownloadError, fetch
+from converter.downloads import download
+from converter.downloads.cache import Cache
+from converter.downloads.download import DownloadError, fetch
+from converter.downloads.urls import HIDDEN, URLError, file_name, parse, public_url
 from converter.sources import Location
-from converter.urls import HIDDEN, URLError, file_name, parse, public_url
 from tests.support.downloads import fails
 from tests.support.server import Server, serve
 

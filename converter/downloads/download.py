@@ -22,13 +22,13 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from converter.cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
-from converter.cache_files import CacheError, check_name, make_folder, open_file
+from converter.downloads.cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
+from converter.downloads.cache_files import CacheError, check_name, make_folder, open_file
+from converter.downloads.lease import lease
+from converter.downloads.request import Again, Refused, opened
+from converter.downloads.urls import URL, URLError, file_name, parse, public_url
+from converter.downloads.watchdog import SPEED, TIMEOUT, Watchdog
 from converter.errors import ConverterError
-from converter.lease import lease
-from converter.request import Again, Refused, opened
-from converter.urls import URL, URLError, file_name, parse, public_url
-from converter.watchdog import SPEED, TIMEOUT, Watchdog
 from jax_edm2 import __version__
 from jax_edm2.files import scratch
 

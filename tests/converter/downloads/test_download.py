@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from converter import download
-from converter.cache import Cache
-from converter.cache_files import CacheError
-from converter.download import DownloadError, fetch
+from converter.downloads import download
+from converter.downloads.cache import Cache
+from converter.downloads.cache_files import CacheError
+from converter.downloads.download import DownloadError, fetch
 from tests.support.downloads import arrives, fails
 from tests.support.server import Server, hang_up, serve
 

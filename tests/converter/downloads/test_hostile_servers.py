@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from converter import download
-from converter.cache import LARGEST, Cache
-from converter.download import DownloadError, fetch
+from converter.downloads import download
+from converter.downloads.cache import LARGEST, Cache
+from converter.downloads.download import DownloadError, fetch
 from converter.errors import ConverterError
 from tests.support.downloads import arrives, fails
 from tests.support.server import Raw, Server, drip, serve

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from converter import cache_files, download
-from converter.cache import Cache, DamagedError, key_of, read_part, read_record, write_json
-from converter.cache_files import CacheError, check_folder, make_folder, open_file
 from converter.cli.convert import edm2_convert
-from converter.download import fetch
+from converter.downloads import cache_files, download
+from converter.downloads.cache import Cache, DamagedError, key_of, read_part, read_record, write_json
+from converter.downloads.cache_files import CacheError, check_folder, make_folder, open_file
+from converter.downloads.download import fetch
 from tests.support.downloads import fails
 from tests.support.server import Server, hang_up, serve
 

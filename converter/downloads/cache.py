@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.cache_files import CacheError, check_folder, check_name, open_file
+from converter.downloads.cache_files import CacheError, check_folder, check_name, open_file
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.strict_json import JSONError, loads
 
