@@ -168,6 +168,7 @@ def test_folded_variables_cannot_be_saved(laboratory, tmp_path):
 def test_average_is_that_of_torch_ref():
     from jax_edm2 import update_average
 
+    torch.manual_seed(0)
     linear = torch.nn.Linear(3, 2)
     ema = PowerFunctionEMA(linear, stds=(0.1,))
     average = jnp.asarray(linear.weight.detach().numpy())

@@ -60,8 +60,8 @@ class Candidate:
 
         Winograd's are 16/9 of those that are stored: where these are `Unread`, images come one by one, to save room.
         """
-        if large := self._has_unread():
-            make_room()
+        large = self._has_unread()
+        self._make_room()
         net, variables = fold(self.net, self.variables)
         denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
         count = len(x) if large else 1
@@ -145,9 +145,14 @@ class Candidate:
 
     def _whole(self) -> Any:
         """All variables, for the network as a whole."""
-        if self._has_unread():
-            make_room()
+        self._make_room()
         return stored(self.variables)
+
+    def _make_room(self):
+        """Of a large network, everything goes that can be made again: compiled programs take 0.5 GB at XXL."""
+        if self._has_unread():
+            jax.clear_caches()
+            make_room()
 
     def _has_unread(self) -> bool:
         return any(isinstance(leaf, Unread) for leaf in jax.tree_util.tree_leaves(self.variables))
