@@ -60,7 +60,8 @@ class Candidate:
 
         Winograd's are 16/9 of those that are stored: where these are `Unread`, images come one by one, to save room.
         """
-        large = self._has_unread()
+        if large := self._has_unread():
+            self._compiled.clear()
         self._make_room()
         net, variables = fold(self.net, self.variables)
         denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
