@@ -3,11 +3,16 @@
 A letter that comes twice in one signature stands for the same size. The tests check every call; users' calls are not.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-AnyArray = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    AnyArray = jax.Array
+else:
+    AnyArray = jax.Array | np.ndarray  # which JAX takes as well
 
 Images = Float[AnyArray, "n c h w"]  # or latents, or noise
 Pictures = UInt8[AnyArray, "n c h w"]
