@@ -201,7 +201,7 @@ def denoiser(
     """
     guide = used_guide(net, guide, guidance)
 
-    def of(net: Precond, variables: Any) -> Denoise:
+    def of(net: Any, variables: Any) -> Denoise:  # Any: net.apply's type does not say what it returns
         return lambda x, sigma: net.apply(variables, x, sigma, labels)
 
     return of(net, variables) if guide is None else guided(of(net, variables), of(*guide), guidance, interval)
