@@ -9,15 +9,15 @@ import pytest
 
 from tests.surveys.readme import PAGES, ROOT, TEXT, commands, masked, shown_demo
 
-EXAMPLES = {
-    page.stem: code
+EXAMPLES = [
+    pytest.param(code, id=f"{page.stem} {number}")
     for page in PAGES
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1)
     if "print(" in code
-}
+]
 
 
-@pytest.mark.parametrize("code", EXAMPLES.values(), ids=EXAMPLES)
+@pytest.mark.parametrize("code", EXAMPLES)
 def test_python_examples(code, digits_checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(digits_checkpoint.parent)
     exec(code, {})
