@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from converter import presets
 from converter.errors import SampleError, UsageError
 from converter.networks import is_checkpoint
 from converter.sources import Fetching, Location, locate
 from jax_edm2.checkpoint import read_record
+from jax_edm2.record import Sampler
 from jax_edm2.settings import NO_CHURN, Churn, Settings
 
+DEFAULT = Sampler()
+SCHEDULE = ("num_steps", "sigma_min", "sigma_max", "rho")
 GRID_ALONE = "--grid goes with neither --latents nor several processes"
 
 
@@ -21,12 +25,13 @@ class SampleRequest:
     preset: a published network's name. net: a checkpoint's path, or a snapshot's path or URL, in place of the preset's
     network. gnet: the guiding network, and guidance: its strength, 1 for none; by default the preset's, or what the
     checkpoint says. interval: of noise levels where there is guidance. class_idx: by default a random one for each.
-    batch: most pictures at once on a device. sampler, num_steps, sigma_min, sigma_max, rho, churn: as in
-    `jax_edm2.Settings`. rng: one of `jax_edm2.generation.RNGS`. precision: of the activations; auto is float16 on a GPU
-    where generate_images.py would use it, else float32. nvlabs_rounding: gains are rounded as generate_images.py does.
-    vae: by default what the network names. vae_batch: latents that are decoded at once on a device. latents: arrays of
-    what the network gives are saved in place of pictures. subdirs: there is a folder for every 1,000 seeds. grid: there
-    is a contact sheet, too. skip_existing: pictures that are there, and whole, are left.
+    batch: most pictures at once on a device. sampler, churn: as in `jax_edm2.Settings`; so are num_steps, sigma_min,
+    sigma_max and rho, by default what the checkpoint says. rng: one of `jax_edm2.generation.RNGS`. precision: of the
+    activations; auto is float16 on a GPU where generate_images.py would use it, else float32. nvlabs_rounding: gains
+    are rounded as generate_images.py does. vae: by default what the network names. vae_batch: latents that are decoded
+    at once on a device. latents: arrays of what the network gives are saved in place of pictures. subdirs: there is a
+    folder for every 1,000 seeds. grid: there is a contact sheet, too. skip_existing: pictures that are there, and
+    whole, are left.
     Raises: UsageError for values that make no sense in themselves.
     """
 
@@ -40,10 +45,10 @@ class SampleRequest:
     class_idx: int | None = None
     batch: int = 32
     sampler: str = Settings.sampler
-    num_steps: int = Settings.num_steps
-    sigma_min: float = Settings.sigma_min
-    sigma_max: float = Settings.sigma_max
-    rho: float = Settings.rho
+    num_steps: int | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
     churn: Churn = NO_CHURN
     rng: str = "torch-cuda"
     precision: str = "auto"
@@ -63,15 +68,15 @@ class SampleRequest:
             raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
         self.settings(2.0)
 
-    def settings(self, guidance: float) -> Settings:
-        """The sampler's settings. Raises: UsageError."""
+    def settings(self, guidance: float, recorded: Sampler = DEFAULT) -> Settings:
+        """The sampler's settings; `recorded` has those that are not given. Raises: UsageError."""
         if self.interval is not None and guidance == 1:
             raise UsageError("--guidance-interval needs --guidance")
+        schedule: dict[str, Any] = {name: getattr(self, name) for name in SCHEDULE}
+        schedule = {name: getattr(recorded, name) if given is None else given for name, given in schedule.items()}
+        more: dict[str, Any] = {"interval": self.interval} if self.interval else {}
         try:
-            return Settings(
-                self.sampler, self.num_steps, self.sigma_min, self.sigma_max, self.rho, guidance,
-                churn=self.churn, **({"interval": self.interval} if self.interval else {}),
-            )  # fmt: skip
+            return Settings(self.sampler, **schedule, guidance=guidance, churn=self.churn, **more)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -90,31 +95,36 @@ def resolve(request: SampleRequest) -> Resolved:
 
     Raises: UsageError, ConverterError, CheckpointError, OSError.
     """
-    net, guide, guidance = _networks(request)
+    net, guide, guidance, recorded = _networks(request)
     if request.fetching.sha256 is not None and guide is not None:
         raise UsageError("--sha256 is for one file, and with a guide there are two")
-    return Resolved(net, guide, request.settings(guidance))
+    return Resolved(net, guide, request.settings(guidance, recorded))
 
 
-def _networks(request: SampleRequest) -> tuple[Location, Location | None, float]:
-    """The network, its guide, and how strong that guides: of the request, else of the preset, or of the checkpoint."""
-    guidance = request.guidance
+def _networks(request: SampleRequest) -> tuple[Location, Location | None, float, Sampler]:
+    """The network, its guide, and how strong that guides: of the request, else of the preset, or of the checkpoint.
+
+    And what the checkpoint says of sampling.
+    """
+    guidance, recorded = request.guidance, DEFAULT
     location, preset = locate(None, request.preset) if request.preset is not None else (None, None)
     if request.net is not None or location is None:
         location = _location(request.net or "")
     guide = _location(request.gnet) if request.gnet is not None else None
     path = Path(location.text)
+    if not location.remote and is_checkpoint(path):
+        recorded = read_record(path).sampler
     if preset is not None and preset.guide:
         guide = guide or Location(presets.url(preset.guide))
         guidance = preset.guidance if guidance is None else guidance
-    elif not location.remote and is_checkpoint(path) and (sampler := read_record(path).sampler).guide is not None:
-        guide = guide or _beside(path, sampler.guide)
-        guidance = sampler.guidance if guidance is None else guidance
+    elif recorded.guide is not None:
+        guide = guide or _beside(path, recorded.guide)
+        guidance = recorded.guidance if guidance is None else guidance
     if guidance not in (None, 1) and guide is None:
         raise UsageError("--guidance needs a guiding network: --gnet, or a guided preset")
     if guide is not None and guidance is None:
         raise UsageError("--gnet needs --guidance, a number such as 1.5")
-    return location, guide if guidance != 1 else None, 1.0 if guidance is None else guidance
+    return location, guide if guidance != 1 else None, 1.0 if guidance is None else guidance, recorded
 
 
 def _location(text: str) -> Location:

@@ -79,8 +79,7 @@ class Loss:
 class Sampler:
     """Settings that the network's published results were sampled with.
 
-    edm2-sample takes the guide and the guidance from here, where no flag says otherwise. The schedule is for the reader
-    of a record: all published results have this one, which is also edm2-sample's own default.
+    edm2-sample takes them from here, where no flag says otherwise.
     """
 
     num_steps: int = Settings.num_steps

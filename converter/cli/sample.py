@@ -53,6 +53,11 @@ class Interval(click.ParamType):
         return lo, hi
 
 
+def _recorded(name: str) -> str:
+    """What is said of an option whose default is in a checkpoint's record."""
+    return f"[default: the checkpoint's, else {getattr(Settings, name):g}]"
+
+
 @click.command(name="edm2-sample", epilog=EPILOG, context_settings={"max_content_width": 100})
 @source_options
 @click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl) or its URL.")
@@ -66,23 +71,10 @@ class Interval(click.ParamType):
 @click.option(
     "--batch", type=click.IntRange(1, 65536), default=32, show_default=True, help="Most pictures at once on a device."
 )
-@click.option(
-    "--steps",
-    "num_steps",
-    type=click.IntRange(1, 10_000),
-    default=Settings.num_steps,
-    show_default=True,
-    help="Sampling steps.",
-)
-@click.option(
-    "--sigma_min", type=POSITIVE, default=f"{Settings.sigma_min:g}", show_default=True, help="Lowest noise level."
-)
-@click.option(
-    "--sigma_max", type=POSITIVE, default=f"{Settings.sigma_max:g}", show_default=True, help="Highest noise level."
-)
-@click.option(
-    "--rho", type=POSITIVE, default=f"{Settings.rho:g}", show_default=True, help="Exponent of the noise levels."
-)
+@click.option("--steps", "num_steps", type=click.IntRange(1, 10_000), help=f"Sampling steps.  {_recorded('num_steps')}")
+@click.option("--sigma_min", type=POSITIVE, help=f"Lowest noise level.  {_recorded('sigma_min')}")
+@click.option("--sigma_max", type=POSITIVE, help=f"Highest noise level.  {_recorded('sigma_max')}")
+@click.option("--rho", type=POSITIVE, help=f"Exponent of the noise levels.  {_recorded('rho')}")
 @click.option(
     "--S_churn",
     "S_churn",

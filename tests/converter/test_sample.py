@@ -1,5 +1,7 @@
 """What edm2-sample does, as one call: it prints nothing, and tells its caller what there is to tell."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from converter.errors import SampleError, UsageError
 from converter.sample import sample
 from converter.sample_request import SampleRequest, resolve
 from converter.sources import Fetching
+from jax_edm2.record import Sampler
+from jax_edm2.settings import Settings
 from tests.support.listener import Listener
 
 
@@ -35,6 +39,20 @@ def test_pictures(digits_pkl, digits_guide_pkl, tmp_path, capfd):
         "3 pictures that are left were made otherwise (guidance, guide)"
     ]
     Image.open(tmp_path / "000003.png").load()
+
+
+def test_a_checkpoint_says_how_it_is_sampled(digits, digits_checkpoint, tmp_path):
+    """Where the request says nothing."""
+    recorded = Sampler(num_steps=3, sigma_min=0.01, sigma_max=20.0, rho=5.0)
+    record = dataclasses.replace(jax_edm2.read_record(digits_checkpoint), sampler=recorded)
+    path = tmp_path / "own.safetensors"
+    jax_edm2.save(path, *digits, record=record)
+    found = resolve(SampleRequest(tmp_path, net=str(path))).settings
+    assert found == Settings(num_steps=3, sigma_min=0.01, sigma_max=20.0, rho=5.0)
+    assert resolve(SampleRequest(tmp_path, net=str(path), num_steps=8, rho=7.0)).settings == Settings(
+        num_steps=8, sigma_min=0.01, sigma_max=20.0
+    )
+    assert resolve(SampleRequest(tmp_path, net=str(digits_checkpoint))).settings == Settings()
 
 
 def test_values_that_are_not_finite(digits, digits_checkpoint, tmp_path, capfd):
