@@ -33,7 +33,9 @@ def test_no_library_imports_a_command_line(path):
         assert [name for name in imported(path) if name.split(".")[0] == "click"] == []
 
 
-@pytest.mark.parametrize("name", ["cache_contents", "conversion", "devices", "sample", "sample_request", "sources"])
+@pytest.mark.parametrize(
+    "name", ["downloads.cache_contents", "conversion", "devices", "sample", "sample_request", "sources"]
+)
 def test_importing_the_library_starts_nothing(name):
     """What takes long is imported when it is needed."""
     code = (
