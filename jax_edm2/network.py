@@ -212,7 +212,7 @@ class UNet(Tapped):
         return self.tap("emb_silu", mp_silu(emb))
 
 
-def one_hot_labels(config: EDM2Config, class_labels: Array | None, dtype) -> Array | None:
+def one_hot_labels(config: EDM2Config, class_labels: Labels | None, dtype) -> Labels | None:
     """Labels [N, label_dim] as the U-Net wants them: zeros [1, label_dim] for None; None if label_dim is 0.
 
     Raises: ValueError for anything but one-hot vectors; class numbers would be taken for one where N = label_dim.

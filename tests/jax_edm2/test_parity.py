@@ -138,7 +138,7 @@ def test_gradients_are_those_of_pytorch():
     assert relative_error(grads[2], noise.grad) < 1.4e-6  # measured: 4.8e-7
 
 
-@pytest.mark.parametrize("labels", [np.arange(5), np.eye(4)[:3], np.float32(1)])
+@pytest.mark.parametrize("labels", [np.arange(5), np.eye(4)[:3], np.ones(1, np.float32)])
 def test_labels_that_are_not_one_hot_are_refused(labels):
     x, sigma, _ = inputs(CONFIG, 5, seed=8)
     with pytest.raises(ValueError, match=r"class_labels must be one-hot \[N, 5\], not"):
