@@ -21,10 +21,10 @@ from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
 from jax_edm2.layout import Folded, Layout
 from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, wide
-from jax_edm2.shapes import Images, Labels, Logvar, Sigma
+from jax_edm2.shapes import AnyArray, Images, Labels, Logvar, Sigma
 from jax_edm2.twofold import Twofold
 
-Array = jax.Array
+Array = AnyArray
 
 
 class Tapped(nn.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_edm2.shapes import Activations, Values, Weight
+from jax_edm2.shapes import Activations, Floats, Values, Weight
 
 
 def wide(dtype) -> jnp.dtype:
@@ -40,7 +40,7 @@ def effective_weight(w: Weight, gain: Values | None = None) -> Weight:
     return normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
 
 
-def convolve(x: Activations, w: jax.Array, padding: int, weights: str = "OIHW") -> jax.Array:
+def convolve(x: Activations, w: Floats, padding: int, weights: str = "OIHW") -> Floats:
     """Convolution of x [N, H, W, in] with w [out, in, kh, kw], and `padding` zeros on every side.
 
     weights: the order of w's axes, OIHW or HWIO.
@@ -54,7 +54,7 @@ def convolve(x: Activations, w: jax.Array, padding: int, weights: str = "OIHW") 
     )
 
 
-def resample(x: Activations, taps: Sequence[float], mode: str) -> jax.Array:
+def resample(x: Activations, taps: Sequence[float], mode: str) -> Floats:
     """Halve ('down') or double ('up') the resolution of x [N, H, W, C] with a separable filter of even length.
 
     What PyTorch computes as a convolution of stride 2, transposed for 'up', with zeros around x. Here each axis is
@@ -76,7 +76,7 @@ def _filter(taps: Sequence[float]) -> tuple[list[float], int, int]:
     return (np.asarray(taps, np.float64) / np.sum(taps)).tolist(), first, (first + 1) // 2
 
 
-def _down(x: jax.Array, taps: Sequence[float], axis: int) -> jax.Array:
+def _down(x: Floats, taps: Sequence[float], axis: int) -> Floats:
     """y[i] = the sum over d and r of f[first + 2 d + r] x[2 (i + d) + r], with r 0 and 1."""
     f, first, reach = _filter(taps)
     pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
@@ -88,7 +88,7 @@ def _down(x: jax.Array, taps: Sequence[float], axis: int) -> jax.Array:
     return sum(terms[1:], terms[0])
 
 
-def _up(x: jax.Array, taps: Sequence[float], axis: int) -> jax.Array:
+def _up(x: Floats, taps: Sequence[float], axis: int) -> Floats:
     """y[2 i + r] = the sum over d of 2 f[first + r - 2 d] x[i + d], with r 0 and 1."""
     f, first, reach = _filter(taps)
     terms = []
@@ -100,7 +100,7 @@ def _up(x: jax.Array, taps: Sequence[float], axis: int) -> jax.Array:
     return sum(terms[1:], terms[0]).reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
 
-def _shifted(x: jax.Array, by: int, axis: int) -> jax.Array:
+def _shifted(x: Floats, by: int, axis: int) -> Floats:
     """y[i] = x[i + by] along an axis, and zeros beyond its ends."""
     if by == 0:
         return x
@@ -115,7 +115,7 @@ def mp_silu(x: Values) -> Values:
     return (jax.nn.silu(x.astype(wide(x.dtype))) / 0.596).astype(x.dtype)
 
 
-def mp_sum(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
+def mp_sum(a: Floats, b: Floats, t: float = 0.5) -> Floats:
     """Magnitude-preserving sum (Eq. 88): t is the share of b."""
     dtype, full = a.dtype, wide(a.dtype)
     a, b = a.astype(full), b.astype(full)
@@ -123,7 +123,7 @@ def mp_sum(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
     return (mixed / math.sqrt((1 - t) ** 2 + t**2)).astype(dtype)
 
 
-def mp_cat(a: jax.Array, b: jax.Array, t: float = 0.5) -> jax.Array:
+def mp_cat(a: Floats, b: Floats, t: float = 0.5) -> Floats:
     """Magnitude-preserving concatenation along the channels (Eq. 103): t is the share of b."""
     dtype, na, nb = a.dtype, a.shape[-1], b.shape[-1]
     scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))

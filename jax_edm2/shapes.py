@@ -23,3 +23,4 @@ Logvar = Float[AnyArray, "rows 1 1 1"]  # a row for each noise level
 Activations = Float[AnyArray, "n h w c"]  # channels last, inside the network
 Weight = Float[AnyArray, "out in *kernel"]
 Values = Float[AnyArray, "*shape"]
+Floats = Float[AnyArray, "..."]
