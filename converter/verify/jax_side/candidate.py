@@ -61,7 +61,7 @@ class Candidate:
         Winograd's are 16/9 of those that are stored: where these are `Unread`, images come one by one, to save room.
         """
         if large := self._has_unread():
-            self._compiled.clear()
+            self._compiled = {name: call for name, call in self._compiled.items() if name == "folded"}
         self._make_room()
         net, variables = fold(self.net, self.variables)
         denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
