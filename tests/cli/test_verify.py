@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jax_edm2
 from converter import processes
+from converter.convert import convert
 from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 from converter.verify.report.text import SCHEMA
@@ -61,6 +62,14 @@ def small_pkl(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def small_checkpoint(small_pkl):
+    path = small_pkl.with_suffix(".safetensors")
+    with read_snapshot(small_pkl) as snapshot:
+        convert(snapshot, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def report(digits_pkl, digits_checkpoint, tmp_path_factory):
     """(process, folder) of a run with every check and report."""
     folder = tmp_path_factory.mktemp("report") / "new" / "folder"
@@ -99,13 +108,13 @@ def test_report_md(report):
     assert "| parameters | agrees | 63 tensors" in text
 
 
-def test_a_fault_in_a_checkpoint_is_exit_code_1(digits_pkl, digits_checkpoint, tmp_path):
-    net, variables = jax_edm2.load(digits_checkpoint)
+def test_a_fault_in_a_checkpoint_is_exit_code_1(small_pkl, small_checkpoint, tmp_path):
+    net, variables = jax_edm2.load(small_checkpoint)
     leaves = flatten_dict(variables, sep="/")
     leaves[PATH] = leaves[PATH].swapaxes(2, 3)
     bad = tmp_path / "bad.safetensors"
-    jax_edm2.save(bad, net, unflatten_dict(leaves, sep="/"), record=jax_edm2.read_record(digits_checkpoint))
-    result = run(digits_pkl, "--checkpoint", bad, *QUICK, "--json")
+    jax_edm2.save(bad, net, unflatten_dict(leaves, sep="/"), record=jax_edm2.read_record(small_checkpoint))
+    result = run(small_pkl, "--checkpoint", bad, *QUICK, "--json")
     assert result.returncode == 1, result.stderr
     record = json.loads(result.stdout)
     assert record["verdict"] == "disagrees"
@@ -115,32 +124,28 @@ def test_a_fault_in_a_checkpoint_is_exit_code_1(digits_pkl, digits_checkpoint, t
     assert marked == ["unet.enc.8x8_block0"]
 
 
-def test_another_configuration_in_a_checkpoint(digits_pkl, digits_checkpoint, tmp_path):
-    net, variables = jax_edm2.load(digits_checkpoint)
+def test_another_configuration_in_a_checkpoint(small_pkl, small_checkpoint, tmp_path):
+    net, variables = jax_edm2.load(small_checkpoint)
     bad = tmp_path / "bad.safetensors"
     jax_edm2.save(bad, net.clone(config=dataclasses.replace(net.config, res_balance=0.31)), variables)
-    result = run(digits_pkl, "--checkpoint", bad, *QUICK, "--json")
+    result = run(small_pkl, "--checkpoint", bad, *QUICK, "--json")
     record = json.loads(result.stdout)
     assert result.returncode == 1
     assert "res_balance is 0.31, should be 0.3" in record["reasons"][0]
     assert (record["guilty"][0]["scope"], record["guilty"][0]["operation"]) == ("unet.enc.8x8_block0", "res_sum")
 
 
-def test_two_machines(small_pkl, tmp_path):
+def test_two_machines(small_pkl, small_checkpoint, tmp_path):
     """A truth made where torch is serves where it is not, with a checkpoint or the snapshot."""
-    truth, checkpoint = tmp_path / "truth.npz", tmp_path / "small.safetensors"
+    truth = tmp_path / "truth.npz"
     result = run(small_pkl, "--save-truth", truth, "--steps", 3, "--checks", "parameters,forward,trajectory")
     assert result.returncode == 0, result.stderr
     assert "use it with --truth" in result.stdout
-    from converter.convert import convert
-
-    with read_snapshot(small_pkl) as snapshot:
-        convert(snapshot, checkpoint)
     no_torch = tmp_path / "no_torch"
     no_torch.mkdir()
     (no_torch / "torch.py").write_text("raise ImportError('there is no torch here')")
     env = {"PYTHONPATH": f"{no_torch}{os.pathsep}{ROOT}"}
-    result = run("--checkpoint", checkpoint, "--truth", truth, "--device", "cpu", "--json", env=env)
+    result = run("--checkpoint", small_checkpoint, "--truth", truth, "--device", "cpu", "--json", env=env)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["verdict"] == "agrees"
@@ -261,14 +266,14 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
     fails(digits_pkl, "--report", digits_pkl / "x", text="Not a directory")
 
 
-def test_throughput_alone_claims_no_agreement(digits_pkl, monkeypatch):
+def test_throughput_alone_claims_no_agreement(small_pkl, monkeypatch):
     from click.testing import CliRunner
 
     from converter.cli.verify import edm2_verify
     from converter.verify.throughput import measure as throughput
 
     monkeypatch.setattr(throughput, "WAYS", {"jax": ("JAX as loaded",)})
-    arguments = [str(digits_pkl), "--checks", "throughput", "--device", "cpu"]
+    arguments = [str(small_pkl), "--checks", "throughput", "--device", "cpu"]
     result = CliRunner().invoke(edm2_verify, arguments, standalone_mode=False)
     assert result.return_value == 0, result
     assert "MEASURED: speed was measured, agreement was not." in result.stdout
