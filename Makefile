@@ -38,7 +38,6 @@ verify-memory: $(READY)  ## edm2-verify on the largest published size, its peak 
 
 hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
 	$(BIN)/python -m tests.surveys.hostile $(ARGS)
-	$(BIN)/python -m tests.corpora.hostile_truths $(ARGS)
 
 fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), truths (2,000), checkpoints (6,000, and flipped bits)
 	$(BIN)/python -m tests.surveys.fuzz $(ARGS)

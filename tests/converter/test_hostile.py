@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.surveys.hostile import TABLES, run
-
-INPUTS = [case for table in TABLES for case in table]
+from tests.surveys.hostile import INPUTS, run
 
 
 def test_there_are_many_and_each_has_a_name():

@@ -1,7 +1,7 @@
-"""Broken and hostile checkpoints and VAEs: records, safetensors headers, orbax folders, VAE configurations.
+"""Broken and hostile safetensors checkpoints: their records, and their headers.
 
 Each is given to edm2-sample, or to edm2-convert beside the snapshot whose checkpoint it pretends to be, and must be
-refused in one line. They are made from the digits' checkpoint, or from a tiny VAE.
+refused in one line. They are made from the checkpoint of a tiny network.
 """
 
 import functools
@@ -18,8 +18,8 @@ import numpy as np
 from converter.convert import convert
 from converter.snapshot import read_snapshot
 from jax_edm2.record import CHECK, KEY
-from tests.corpora.hostile_inputs import ACCEPT, Input
 from tests.corpora.hostile_pickles import CONFIG
+from tests.corpora.inputs import ACCEPT, Input
 from tests.support.json_mutants import MARK, RAW
 from tests.support.networks import network
 from torch_ref.encoders import StabilityVAEEncoder
@@ -62,8 +62,8 @@ def with_record(text: str) -> bytes:
     return built(header, data)
 
 
-def add(kind: str, name: str, says: str, make: Callable[[Path], Any], **more: Any):
-    """make(path) writes the checkpoint, or gives its bytes."""
+def checkpoint_input(kind: str, name: str, says: str, make: Callable[[Path], Any], **more: Any) -> Input:
+    """For edm2-sample, if `more` names no other command. make(path) writes the checkpoint, or gives its bytes."""
 
     def build(path: Path):
         data = make(path)
@@ -72,7 +72,11 @@ def add(kind: str, name: str, says: str, make: Callable[[Path], Any], **more: An
 
     file = more.get("file", SAFETENSORS)
     more = {"command": ("edm2-sample", f"--net={file}", "--latents", *ENDING), "file": file, "output": "output"} | more
-    INPUTS.append(Input(kind, name, build, says, **more))
+    return Input(kind, name, build, says, **more)
+
+
+def add(*described: Any, **more: Any):
+    INPUTS.append(checkpoint_input(*described, **more))
 
 
 # Records
@@ -268,200 +272,3 @@ def _poisoned(path: Path, values: dict[str, float]):
     leaves |= {name: np.full(leaves[name].shape, value, np.float16) for name, value in values.items()}
     kept = jax_edm2.read_record(sound("safetensors"))
     jax_edm2.save(path, net, unflatten_dict(leaves, sep="/"), record=kept)
-
-
-# Orbax folders
-
-FOLDER = "orbax"
-
-
-def folder(name: str, says: str, edit: Callable[[Path], Any], **more: Any):
-    def make(path: Path):
-        shutil.copytree(sound("orbax"), path)
-        edit(path)
-
-    add(FOLDER, name, says, make, **{"file": ORBAX, "megabytes": 300, **more})
-
-
-def each_data_file(path: Path, edit: Callable[[Path], Any]):
-    """Every file with tensors: how orbax spreads them, and which bytes it reads again, differs from run to run."""
-    for file in sorted(path.rglob("d/*")):
-        edit(file)
-
-
-def emptied(file: Path):
-    file.write_bytes(b"")
-
-
-def cut(file: Path):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def flipped(file: Path):
-    data = bytearray(file.read_bytes())
-    for place in range(len(data) // 2 % 100, len(data), 100):  # much of what orbax keeps it never reads again
-        data[place] ^= 4
-    file.write_bytes(data)
-
-
-def a_folder(file: Path):
-    file.unlink()
-    file.mkdir()
-
-
-def a_fifo(file: Path):
-    file.unlink()
-    os.mkfifo(file)
-
-
-def a_loop(file: Path):
-    file.unlink()
-    file.symlink_to(file.name)
-
-
-def nested(file: Path):
-    file.write_bytes(b'{"a":' + RAW["lists nested 100,000 deep"] + b"}")
-
-
-def digits(file: Path):
-    file.write_bytes(b'{"a":' + b"9" * 5000 + b"}")
-
-
-def large(file: Path):
-    file.write_text(json.dumps({"a": ["y"] * 10_111_111}))
-
-
-def listed(file: Path):
-    file.write_text("[]")
-
-
-BREAK = (emptied, cut, a_folder, a_fifo, a_loop, Path.unlink)
-for edit in (*BREAK, flipped, nested, digits, large, listed):
-    folder(
-        f"_CHECKPOINT_METADATA, {edit.__name__}", "input", lambda path, edit=edit: edit(path / "_CHECKPOINT_METADATA")
-    )
-for edit in (*BREAK, nested, digits, large, listed):
-    folder(f"_METADATA, {edit.__name__}", "input", lambda path, edit=edit: edit(path / "_METADATA"))
-for edit in (*BREAK, flipped):
-    folder(f"manifest.ocdbt, {edit.__name__}", "input", lambda path, edit=edit: edit(path / "manifest.ocdbt"))
-    folder(f"its data, {edit.__name__}", "input", lambda path, edit=edit: each_data_file(path, edit))
-folder("d is missing", "input", lambda path: shutil.rmtree(path / "d"))
-folder("nothing in it", "it has no _CHECKPOINT_METADATA", lambda path: shutil.rmtree(path) or path.mkdir())
-folder(
-    "10,001 files more",
-    "more than 10,000 files",
-    lambda path: [(path / f"x{i}").touch() for i in range(10_001)] and None,
-)
-folder(
-    "a record with guide 5",
-    "sampler.guide must be a text",
-    lambda path: _edit_orbax(path, lambda r: r["sampler"].update(guide=5)),
-)
-folder(
-    "a record that was altered", "was altered", lambda path: _edit_orbax(path, lambda r: r.update(license="mine"), True)
-)
-folder("a record that is a list", "not a record", lambda path: _edit_orbax(path, lambda _: []))
-folder(
-    "another digest",
-    "its tensors were altered",
-    lambda path: _edit_orbax(path, lambda r: r.update(digest=f"sha256:{'0' * 64}")),
-)
-folder("as it should be", ACCEPT, lambda path: None, **{**OK, "file": ORBAX})
-
-
-def _edit_orbax(path: Path, edit: Callable[[dict], Any], keep: bool = False):
-    file = path / "_CHECKPOINT_METADATA"
-    found = json.loads(file.read_text())
-    fields = json.loads(found["custom_metadata"][KEY])
-    if not keep:
-        del fields[CHECK]
-    changed = edit(fields)
-    found["custom_metadata"][KEY] = json.dumps(fields if changed is None else changed)
-    file.write_text(json.dumps(found))
-
-
-# VAEs
-
-SMALL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
-IN_VAE = {"command": ("edm2-sample", f"--net={SAFETENSORS}", "--vae=vae", *ENDING), "file": VAE}
-
-
-def small_vae(path: Path, config: bytes | None = None, edit: Callable[[dict], Any] = lambda tensors: None):
-    """A folder with a VAE, beside the network that it is for."""
-    import safetensors.numpy
-
-    from jax_edm2.vae import CONFIG as NAME
-    from jax_edm2.vae import WEIGHTS, VAEConfig
-
-    shutil.copy(sound("safetensors"), path.with_name(SAFETENSORS))
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    shapes = VAEConfig(**{**SMALL, "block_out_channels": (8, 16)}).tensors
-    tensors = {name: (rng.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
-    edit(tensors)
-    safetensors.numpy.save_file(tensors, path / WEIGHTS)
-    (path / NAME).write_bytes(json.dumps(SMALL).encode() if config is None else config)
-
-
-def vae(name: str, says: str, change: dict[str, Any] | bytes, raw: bytes = b"", **more: Any):
-    text = change if isinstance(change, bytes) else json.dumps({**SMALL, **change}).encode()
-    text = text.replace(json.dumps(MARK).encode(), raw)
-    add("vae", name, says, lambda path: small_vae(path, text), **{**IN_VAE, **more})
-
-
-vae("nested deep", "nested more than", {"x": MARK}, RAW["objects nested 500 deep"])
-vae("an integer of 5,000 digits", "5,000 digits", {"norm_num_groups": MARK}, b"9" * 5000)
-vae("NaN", "holds NaN", {"norm_num_groups": MARK}, b"NaN")
-vae("nested widths", "block_out_channels is", {"block_out_channels": [[8], [16]]})
-vae("widths of objects", "block_out_channels is", {"block_out_channels": [{"a": 1}]})
-vae("widths that are text", "block_out_channels is 'many'", {"block_out_channels": "many"})
-vae("widths that are null", "block_out_channels is None", {"block_out_channels": None})
-vae("widths of true", "block_out_channels is", {"block_out_channels": [True]})
-vae("no widths", "block_out_channels is []", {"block_out_channels": []})
-vae("a width of 2^40", "block_out_channels is", {"block_out_channels": [2**40]})
-vae("100,000 widths", "block_out_channels is", {"block_out_channels": [8] * 20_000})
-vae("layers of a list", "layers_per_block is a value of type list", {"layers_per_block": [1] * 100})
-vae("4,000 layers", "layers_per_block is 4000", {"layers_per_block": 4000})
-vae("layers of 1.0", "layers_per_block is 1.0", {"layers_per_block": 1.0})
-vae("no groups", "norm_num_groups is 0", {"norm_num_groups": 0})
-vae("3 groups", "make no decoder with 3 groups", {"norm_num_groups": 3})
-vae("more channels than the file has", "decoder.conv_out.weight is [3, 8, 3, 3]", {"out_channels": 4096})
-vae("another class", "describes a VQModel", {"_class_name": "VQModel"})
-vae("a class that is an object", "describes a nameless with silu", {"_class_name": {"a": 1}})
-vae("a class of 30,000 letters", "describes a xxx", {"_class_name": "x" * 30_000})
-vae("a list", "is no config.json", b"[]")
-vae("a number", "is no config.json", b"5")
-vae("nothing", "is no config.json", b"")
-vae("no UTF-8", "is no config.json", b"\xff\xfe")
-vae("a key twice", "has a key twice", b'{"a": 1, "a": 2}')
-vae("10 MB", "65,536 are read at most", b"[" + b"1," * 5 * 10**6 + b"1]")
-vae("as it should be", ACCEPT, {}, **{**OK, "file": VAE})
-add(
-    "vae",
-    "NaN in a weight",
-    "the VAE: has values that are NaN or infinite",
-    lambda path: small_vae(path, edit=_nan),
-    **IN_VAE,
-)
-add("vae", "integers", "is I32, should be one of", lambda path: small_vae(path, edit=_integers), **IN_VAE)
-add("vae", "a tensor too many", "is not part of it", lambda path: small_vae(path, edit=_more), **IN_VAE)
-add("vae", "a header nested deep", "nested more than", lambda path: _hostile_header(path), **IN_VAE)
-
-
-def _nan(tensors):
-    tensors["decoder.conv_in.bias"][0] = np.nan
-
-
-def _integers(tensors):
-    tensors["decoder.conv_in.bias"] = tensors["decoder.conv_in.bias"].astype(np.int32)
-
-
-def _more(tensors):
-    tensors["decoder." + "x" * 10_000] = np.zeros(1, np.float32)
-
-
-def _hostile_header(path: Path):
-    from jax_edm2.vae import WEIGHTS
-
-    small_vae(path)
-    (path / WEIGHTS).write_bytes(built({"x": MARK}, b"", RAW["lists nested 100,000 deep"]))

@@ -1,15 +1,13 @@
 """Truth files and golden folders that are broken or hostile, and what edm2-verify must say to each.
 
-    python -m tests.corpora.hostile_truths        # each given to the command in a separate process, and watched
-
-`tests/verify/test_hostile_truths.py` gives all of them to the library, and some to the command.
+`tests/verify/test_hostile_truths.py` gives all of them to the library, and some to the command; `make hostile` gives
+nearly all of them to the command.
 """
 
 import dataclasses
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ import numpy as np
 
 from converter.verify.golden.check import FOLDER
 from converter.verify.truth import MEMBER
-from tests.corpora.hostile_inputs import Input
+from tests.corpora.inputs import Input
 from tests.support.truths import NOTHING, PLAN, SMALL, Parts, archive, facts, sealed
-from tests.surveys import hostile
 
 TRUTHS: list[Input] = []
 GOLDENS: list[Input] = []
@@ -428,12 +425,4 @@ BY_COMMAND = {  # as processes in `make test`
     "a shape of 10^9 numbers", "a plan with batch of 1000000000", "keys of no meaning", "a pipe as golden",
     "a name for a terminal", "a golden of a high tolerance", "a golden with a bit flipped", "nothing in it",
 }  # fmt: skip
-
-
-def main():
-    hostile.TABLES[:] = [[case for case in TRUTHS if case.name not in MEMBERS_READ], GOLDENS]
-    return hostile.main()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+FOR_COMMANDS = [*(case for case in TRUTHS if case.name not in MEMBERS_READ), *GOLDENS]  # by `make hostile`

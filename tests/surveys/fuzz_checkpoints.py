@@ -24,7 +24,8 @@ import jax_edm2
 from jax_edm2.messages import LONGEST
 from jax_edm2.record import CHECK, Record, RecordError
 from jax_edm2.vae import VAEConfig, VAEError, read_vae_config
-from tests.corpora.hostile_checkpoints import SMALL, parts, sound
+from tests.corpora.hostile_checkpoints import parts, sound
+from tests.corpora.hostile_vaes import SMALL
 from tests.support.json_mutants import mutants
 
 SECONDS = 5  # of CPU time

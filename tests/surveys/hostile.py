@@ -13,12 +13,20 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.corpora import hostile_checkpoints, hostile_inputs
-from tests.corpora.hostile_inputs import ACCEPT, Input
+from tests.corpora import (
+    hostile_checkpoints,
+    hostile_networks,
+    hostile_orbax,
+    hostile_snapshots,
+    hostile_truths,
+    hostile_vaes,
+)
 from tests.corpora.hostile_pickles import SENTINEL
+from tests.corpora.inputs import ACCEPT, Input
 from tests.support import children
 
-TABLES = [hostile_inputs.INPUTS, hostile_checkpoints.INPUTS]  # one for every kind of file that is read
+CORPORA = (hostile_snapshots, hostile_networks, hostile_checkpoints, hostile_orbax, hostile_vaes)
+INPUTS = [case for corpus in CORPORA for case in corpus.INPUTS]
 CHARACTERS = 2000
 PATIENCE = 120  # seconds, after which a process is taken to wait for something that never comes
 
@@ -81,7 +89,8 @@ def main():
     parser.add_argument("--only", default="", help="those inputs whose class and name contain this")
     args = parser.parse_args()
     table = defaultdict(list)
-    inputs = [case for each in TABLES for case in each if args.only in f"{case.kind}: {case.name}"]
+    everything = [*INPUTS, *hostile_truths.FOR_COMMANDS]
+    inputs = [case for case in everything if args.only in f"{case.kind}: {case.name}"]
     for case in inputs:
         with tempfile.TemporaryDirectory() as folder:
             inside = Path(folder) / "input"
