@@ -19,27 +19,15 @@ from converter.cli.convert import edm2_convert
 from converter.processes import ROOT
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.children import command
+from tests.support.command_line import Tool
 from tests.support.networks import network
 from torch_ref.encoders import StabilityVAEEncoder
 from torch_ref.snapshot import write_snapshot
 
 COMMAND = processes.module("converter.cli.convert")
+TOOL = Tool("edm2-convert", COMMAND)
+run, fails = TOOL.run, TOOL.fails
 PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
-
-
-def run(*arguments, cwd=None):
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment)
-
-
-def fails(*arguments, text, cwd=None):
-    """Exit code 2, and one line on standard error that says `text`."""
-    result = run(*arguments, cwd=cwd)
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert result.stderr.startswith("edm2-convert: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert text in result.stderr
 
 
 def test_convert(digits_pkl, tmp_path):

@@ -25,6 +25,7 @@ from jax_edm2.record import Sampler
 from jax_edm2.settings import Settings
 from tests.jax_edm2.test_vae import SMALL, torch_vae
 from tests.support.children import command
+from tests.support.command_line import Tool
 from tests.support.samples import with_torch
 from tests.support.server import Server, serve
 from torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
@@ -32,33 +33,13 @@ from torch_ref.network import Precond
 from torch_ref.snapshot import randomize, write_snapshot
 
 COMMAND = command("converter.cli.sample")
+TOOL = Tool("edm2-sample", COMMAND)
+start, run, fails = TOOL.start, TOOL.run, TOOL.fails
 QUICK = ("--steps=2", "--device=cpu")
 LATENT = {
     "img_resolution": 8, "img_channels": 4, "label_dim": 5, "model_channels": 8, "channel_mult": [1], "num_blocks": 1,
     "attn_resolutions": [], "channels_per_head": 8,
 }  # fmt: skip
-
-
-def start(*arguments, env=None, **kwargs):
-    environment = {**os.environ, "PYTHONPATH": ROOT, **(env or {})}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **kwargs}
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment, **pipes)
-
-
-def run(*arguments, env=None):
-    process = start(*arguments, env=env)
-    stdout, stderr = process.communicate()
-    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
-
-
-def fails(*arguments, text, env=None):
-    """Exit code 2, and one line on standard error that says `text`."""
-    result = run(*arguments, env=env)
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert result.stderr.startswith("edm2-sample: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert text in result.stderr
 
 
 def pictures(folder):

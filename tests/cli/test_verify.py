@@ -19,12 +19,15 @@ from converter.processes import ROOT
 from converter.snapshot import read_snapshot
 from converter.verify.report.text import SCHEMA
 from tests.support import children
+from tests.support.command_line import Tool
 from tests.support.networks import network
 from torch_ref import network as torch_ref_network
 from torch_ref import snapshot as torch_ref_snapshot
 from torch_ref.snapshot import write_snapshot
 
 COMMAND = processes.module("converter.cli.verify")
+TOOL = Tool("edm2-verify", COMMAND)
+run, fails = TOOL.run, TOOL.fails
 QUICK = ("--checks", "parameters,forward", "--device", "cpu")
 CONFIG = {
     "img_resolution": 8,
@@ -37,21 +40,6 @@ CONFIG = {
     "channels_per_head": 8,
 }
 PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
-
-
-def run(*arguments, cwd=None, env=None):
-    environment = {**os.environ, "PYTHONPATH": ROOT, **(env or {})}
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment)
-
-
-def fails(*arguments, text, **kwargs):
-    """Exit code 2, and one line on standard error that says `text`."""
-    result = run(*arguments, **kwargs)
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert result.stderr.startswith("edm2-verify: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert text in result.stderr
 
 
 @pytest.fixture(scope="module")

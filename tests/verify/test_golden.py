@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 
@@ -20,14 +19,11 @@ from converter.verify.verdict import MARGIN
 from golden import ema, truths
 from jax_edm2.config import EDM2Config
 from tests.corpora.faults import FAULTS
+from tests.support.command_line import Tool
 from tests.surveys.golden_faults import tripped
 
+run = Tool("edm2-verify", processes.module("converter.cli.verify")).run
 SMALL = ("one-level.npz", "balances.npz")
-
-
-def run(*arguments):
-    command = [*processes.module("converter.cli.verify"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_every_option_is_covered():
