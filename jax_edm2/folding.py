@@ -18,7 +18,7 @@ def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Pre
     """A network that computes the same with the variables that it comes with: D = net.apply(variables, x, sigma, ...).
 
     Every weight w becomes normalize(w) gain / sqrt(fan_in) (Eq. 47 of arXiv 2312.02696), in the dtype in which it is
-    used; those of convolutions become [height, width, in, out], so that no evaluation has to turn them round, or
+    used; those of convolutions become [height, width, in, out], so that no evaluation has to transpose them, or
     [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded variables are for inference: they
     can be neither trained nor saved, and folding them again changes nothing.
 

@@ -19,7 +19,7 @@ class Layout:
     """The layout of one layer's weights.
 
     OI and OIHW are as stored: [out, in] of a linear layer, [out, in, height, width] of a convolution. HWIO is [height,
-    width, in, out], which no evaluation has to turn round; winograd is [16, in, out], kernels that are transformed.
+    width, in, out], which no evaluation has to transpose; winograd is [16, in, out], kernels that are transformed.
     """
 
     kind: Literal["OI", "OIHW", "HWIO", "winograd"]

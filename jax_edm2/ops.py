@@ -1,7 +1,7 @@
 """The magnitude-preserving operations of EDM2 (arXiv 2312.02696), on arrays with their channels last: [N, H, W, C].
 
 Channels last is XLA's only fast layout for convolutions on the CPU, and the one that it moves them to elsewhere; the
-network is NCHW outside and turns its input and output round. Every function keeps the dtype of its input, and computes
+network is NCHW outside and transposes its input and output. Every function keeps the dtype of its input, and computes
 in `wide` precision: a constant such as 0.596 that is rounded to bfloat16 is wrong by 0.3 %, the same way every time,
 which adds up over the blocks.
 """

@@ -36,6 +36,7 @@ terminated; pictures that are finished are kept, and --skip-existing goes on fro
 """
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
+NOT_NEGATIVE = click.FloatRange(min=0)
 
 
 class Interval(click.ParamType):
@@ -58,6 +59,11 @@ def _recorded(name: str) -> str:
     return f"[default: the checkpoint's, else {getattr(Settings, name):g}]"
 
 
+def _churn_option(name: str, kind: click.ParamType, what: str):
+    default = f"{getattr(Churn, name):g}"
+    return click.option(f"--{name}", name, type=kind, default=default, show_default=True, help=what)
+
+
 @click.command(name="edm2-sample", epilog=EPILOG, context_settings={"max_content_width": 100})
 @source_options
 @click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl) or its URL.")
@@ -75,33 +81,10 @@ def _recorded(name: str) -> str:
 @click.option("--sigma_min", type=POSITIVE, help=f"Lowest noise level.  {_recorded('sigma_min')}")
 @click.option("--sigma_max", type=POSITIVE, help=f"Highest noise level.  {_recorded('sigma_max')}")
 @click.option("--rho", type=POSITIVE, help=f"Exponent of the noise levels.  {_recorded('rho')}")
-@click.option(
-    "--S_churn",
-    "S_churn",
-    type=click.FloatRange(min=0),
-    default=f"{Churn.S_churn:g}",
-    show_default=True,
-    help="Stochasticity.",
-)
-@click.option(
-    "--S_min",
-    "S_min",
-    type=click.FloatRange(min=0),
-    default=f"{Churn.S_min:g}",
-    show_default=True,
-    help="Its lowest level.",
-)
-@click.option(
-    "--S_max",
-    "S_max",
-    type=click.FloatRange(min=0),
-    default=Churn.S_max,
-    show_default=True,
-    help="Its highest level.",
-)
-@click.option(
-    "--S_noise", "S_noise", type=float, default=f"{Churn.S_noise:g}", show_default=True, help="Inflation of its noise."
-)
+@_churn_option("S_churn", NOT_NEGATIVE, "Stochasticity.")
+@_churn_option("S_min", NOT_NEGATIVE, "Its lowest level.")
+@_churn_option("S_max", NOT_NEGATIVE, "Its highest level.")
+@_churn_option("S_noise", click.FLOAT, "Inflation of its noise.")
 @click.option(
     "--sampler", type=click.Choice(SAMPLERS), default=Settings.sampler, show_default=True,
     help="heun is NVlabs'; the others take half the time for a step.",
