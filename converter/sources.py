@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter import presets
-from converter.downloads.cache import Cache, default_cache, sha256
+from converter.downloads.cache import Cache, cache_in, sha256
 from converter.downloads.cache_files import CacheError
 from converter.downloads.urls import file_name, public_url
 from converter.downloads.watchdog import TIMEOUT
@@ -53,7 +53,7 @@ class Fetching:
 
     @property
     def cache(self) -> Cache:
-        return Cache(self.cache_dir) if self.cache_dir else default_cache()
+        return cache_in(self.cache_dir)
 
     def bring(self, location: Location) -> Path:
         """The path of a snapshot on this disk. Raises: ConverterError, OSError."""

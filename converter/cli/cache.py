@@ -6,7 +6,7 @@ import click
 
 from converter.cli.run import say
 from converter.downloads import cache_contents
-from converter.downloads.cache import Cache, default_cache
+from converter.downloads.cache import cache_in
 from jax_edm2.strict_json import dumps
 
 BROKEN = 2
@@ -22,16 +22,12 @@ def cache():
     """What edm2-convert has downloaded, and what NVlabs' own tool left in the same place."""
 
 
-def _of(cache_dir: Path | None) -> Cache:
-    return Cache(cache_dir) if cache_dir else default_cache()
-
-
 @cache.command(name="list")
 @_folder
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 def list_(cache_dir, json_):
     """Print the files in the cache: bytes, sha256 as recorded, name."""
-    found = cache_contents.contents(_of(cache_dir))
+    found = cache_contents.contents(cache_in(cache_dir))
     if json_:
         click.echo(dumps(found.to_json()))
         return
@@ -48,7 +44,7 @@ def list_(cache_dir, json_):
 def verify(cache_dir):
     """Compare every file's sha256 with what was recorded of it; exit code 2 if one was altered, or its record was."""
     altered = 0
-    for checked in cache_contents.check(_of(cache_dir)):
+    for checked in cache_contents.check(cache_in(cache_dir)):
         entry = checked.entry
         if checked.sha256 is None:
             altered += 1
@@ -66,6 +62,6 @@ def clear(cache_dir, names, all_):
     """Remove files by NAME (as `list` shows them), or --all; parts of downloads that did not end go with them."""
     if bool(names) == all_:
         raise click.UsageError("give the NAME of a file, as `edm2-convert cache list` shows it, or --all")
-    found = _of(cache_dir)
+    found = cache_in(cache_dir)
     cleared = cache_contents.clear(found, None if all_ else names)
     say(f"{found.folder}: {cleared.files} files and {cleared.parts} parts removed, {cleared.bytes / 1e6:,.1f} MB")

@@ -119,8 +119,14 @@ def _entry(path: Path) -> Entry:
         return Entry(path, None, str(error))
 
 
-def default_cache() -> Cache:
-    """`$DNNLIB_CACHE_DIR/downloads` where that is set, as in NVlabs' code; else the platform's cache folder."""
+def cache_in(folder: Path | None = None) -> Cache:
+    """The cache in a folder; by default the user's.
+
+    That is `$DNNLIB_CACHE_DIR/downloads` where it is set, as in NVlabs' code; else the platform's cache folder.
+    Raises: CacheError where there is no home folder.
+    """
+    if folder is not None:
+        return Cache(folder)
     if root := os.environ.get("DNNLIB_CACHE_DIR"):
         return Cache(Path(root) / "downloads")
     from platformdirs import user_cache_path

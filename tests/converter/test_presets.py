@@ -176,9 +176,9 @@ def test_secrets_in_a_url_are_not_recorded(server):
 
 
 def presets_folder(server):
-    from converter.downloads.cache import default_cache
+    from converter.downloads.cache import cache_in
 
-    return [path for path in default_cache().folder.iterdir() if path.suffix == ".json"]
+    return [path for path in cache_in().folder.iterdir() if path.suffix == ".json"]
 
 
 def test_verifying_a_preset(server, monkeypatch):
