@@ -157,9 +157,12 @@ def _dtype(_file: File, code, align, copy) -> DtypeRecord:
 
 
 def _build_dtype(dtype: DtypeRecord, state):
-    if not isinstance(state, tuple) or len(state) != 8 or state[1] not in ("<", "|") or state[2:5] != (None,) * 3:
+    order = state[1] if isinstance(state, tuple) and len(state) == 8 else None
+    # No subarray, names or fields; size and alignment as usual, no flags: others make numpy fail, or count references.
+    plain = (3, order, None, None, None, -1, -1, 0)
+    if order not in ("<", "|") or state != plain or any(type(n) is not int for n in (state[0], *state[5:])):
         raise PickleError("a numpy dtype is not a plain little-endian one")
-    dtype.order = state[1]
+    dtype.order = order
 
 
 def _new_array(_file: File, cls, shape, kind) -> ArrayRecord:

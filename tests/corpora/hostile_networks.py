@@ -111,6 +111,10 @@ for name, value, says in (
     ("a number of float16", Call("numpy.core.multiarray scalar", Built(Call("numpy dtype", "f2", False, True), SOUND), bytes(2)), "a numpy number is a float16"),
     ("a number with too few bytes", Call("numpy._core.multiarray scalar", Built(Call("numpy dtype", "f8", False, True), SOUND), bytes(4)), "does not fit its 4 bytes"),
     ("a number of objects", Call("numpy._core.multiarray scalar", Call("numpy dtype", "O8", False, True), bytes(8)), "unsupported dtype 'O8'"),
+    ("a dtype with flags", array("f4", (3, "<", None, None, None, -1, -1, 63)), "not a plain little-endian one"),
+    ("a dtype with an alignment", array("f4", (3, "<", None, None, None, -1, 8, 0)), "not a plain little-endian one"),
+    ("a dtype with a version of its own", array("f4", (4, "<", None, None, None, -1, -1, 0)), "not a plain little-endian one"),
+    ("a dtype with a size as a fraction", array("f4", (3, "<", None, None, None, -1.0, -1, 0)), "not a plain little-endian one"),
     ("an array that is text", array("f4", SOUND, data="xxxxxxxx"), "malformed state"),
 ):  # fmt: skip
     add(TENSORS, name, says, snapshot(encoder=value))
