@@ -168,7 +168,8 @@ def fuzz(count: int, seed: int, digits: Path, report=lambda done: None) -> tuple
             mutation = MUTATIONS[done % len(MUTATIONS)]
             ops = base.ops
             for _ in range(rng.integers(1, 4)):
-                ops = mutation(ops, rng, other.ops)
+                if any(ops):  # there is nothing to change in nothing
+                    ops = mutation(ops, rng, other.ops)
             data = b"".join(ops)
             path.write_bytes(data)
             about = f"mutant {done} of seed {seed} ({mutation.__name__})"
