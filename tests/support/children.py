@@ -61,6 +61,18 @@ COMMANDS = {
 }
 
 
+def called(command: tuple[str, ...], folder: str, stdout: str, stderr: str):
+    """Run one of COMMANDS in a folder, and write what it prints to two files."""
+    os.chdir(folder)
+    for descriptor, path in enumerate((os.devnull, stdout, stderr)):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdin, sys.stdout, sys.stderr = (open(i, mode, closefd=False) for i, mode in enumerate("rww"))  # noqa: SIM115
+    sys.argv = sys.orig_argv = list(command)
+    importlib.import_module(COMMANDS[command[0]]).main()
+
+
 def watched(command: tuple[str, ...], folder: str, log: str):
     """Run one of COMMANDS in a folder; `log` gets what it printed, and last CPU seconds and MB above the start."""
     os.chdir(folder)

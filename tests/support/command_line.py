@@ -2,9 +2,12 @@
 
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from converter.processes import ROOT
+from tests.support import children
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,18 @@ class Tool:
         return subprocess.Popen([*self.command, *map(str, arguments)], env=environment, **pipes)
 
     def run(self, *arguments, **kwargs) -> subprocess.CompletedProcess:
-        process = self.start(*arguments, **kwargs)
-        stdout, stderr = process.communicate()
-        return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+        """A process forked where the imports are done; with an environment or pipes of its own, one that starts new."""
+        if kwargs:
+            process = self.start(*arguments, **kwargs)
+            stdout, stderr = process.communicate()
+            return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
+            process = children.start(children.called, (self.name, *map(str, arguments)), os.getcwd(), *outputs)
+            process.join()
+            return subprocess.CompletedProcess(
+                arguments, process.exitcode, *(Path(output).read_text() for output in outputs)
+            )
 
     def fails(self, *arguments, text, **kwargs):
         """Exit code 2, and one line on standard error that says `text`."""
