@@ -15,7 +15,7 @@ from unittest import mock
 from converter import processes
 
 FORKS = multiprocessing.get_context("forkserver")
-# What commands import is there before they are watched.
+# What commands import is there before they are called.
 FORKS.set_forkserver_preload(
     [
         *("converter.downloads.download", "converter.cli.convert", "converter.cli.sample", "converter.cli.verify"),
@@ -61,36 +61,33 @@ COMMANDS = {
 }
 
 
-def called(command: tuple[str, ...], folder: str, stdout: str, stderr: str):
-    """Run one of COMMANDS in a folder, and write what it prints to two files."""
+def called(command: tuple[str, ...], folder: str, environment: dict[str, str], stdout: str, stderr: str):
+    """Run one of COMMANDS in a folder; two files, which may be one, get what it and its libraries print."""
     os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
     for descriptor, path in enumerate((os.devnull, stdout, stderr)):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT)
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
         os.close(opened)
-    sys.stdin, sys.stdout, sys.stderr = (open(i, mode, closefd=False) for i, mode in enumerate("rww"))  # noqa: SIM115
-    sys.argv = sys.orig_argv = list(command)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv = list(command)
     importlib.import_module(COMMANDS[command[0]]).main()
 
 
 def watched(command: tuple[str, ...], folder: str, log: str):
     """Run one of COMMANDS in a folder; `log` gets what it printed, and last CPU seconds and MB above the start."""
-    os.chdir(folder)
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     resource.setrlimit(resource.RLIMIT_CPU, (30, 30))  # an endless loop ends
-    main = importlib.import_module(COMMANDS[command[0]]).main
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     peak, seconds = _peak(), time.process_time()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)  # what libraries print is seen as well
-    os.dup2(descriptor, 2)
-    sys.stdout = sys.stderr = open(descriptor, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.argv = list(command)
     leave = os._exit
 
     def figures():
         sys.stdout.flush()
-        os.write(descriptor, f"\n{time.process_time() - seconds:.2f} {_peak() - peak:.1f}".encode())
+        os.write(1, f"\n{time.process_time() - seconds:.2f} {_peak() - peak:.1f}".encode())
 
     def left(code):  # commands that are interrupted go this way
         figures()
@@ -98,7 +95,7 @@ def watched(command: tuple[str, ...], folder: str, log: str):
 
     os._exit = left
     try:
-        main()
+        called(command, folder, environment, log, log)
     finally:
         os._exit = leave
         figures()

@@ -30,12 +30,12 @@ class Tool:
             stdout, stderr = process.communicate()
             return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
         with tempfile.TemporaryDirectory() as folder:
-            outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-            process = children.start(children.called, (self.name, *map(str, arguments)), os.getcwd(), *outputs)
+            outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+            command = (self.name, *map(str, arguments))
+            process = children.start(children.called, command, os.getcwd(), dict(os.environ), *map(str, outputs))
             process.join()
-            return subprocess.CompletedProcess(
-                arguments, process.exitcode, *(Path(output).read_text() for output in outputs)
-            )
+            stdout, stderr = (output.read_text() for output in outputs)
+            return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
     def fails(self, *arguments, text, **kwargs):
         """Exit code 2, and one line on standard error that says `text`."""
