@@ -36,6 +36,13 @@ settings.register_profile(
 settings.load_profile("seeded")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_for_one_module():
+    """Compiled networks are kept in memory until a module's end, and on disk until the end of all tests."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def digits_pkl():
     return ROOT / "golden" / "digits.pkl"
