@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter import embedded, presets
-from converter.convert import checkpoint_tensors, convert, describe
-from converter.downloads.cache import sha256 as file_sha256
-from converter.errors import UsageError
-from converter.progress import Progress, Warn, silent
-from converter.snapshot import Snapshot, read_snapshot
-from converter.sources import Fetching, Location, locate
 from jax_edm2.checkpoint import read_record
 from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import CHECK, Record, Sampler
 from jax_edm2.tensors import CheckpointError, Tensor, stored_dtype
+
+from . import embedded, presets
+from .convert import checkpoint_tensors, convert, describe
+from .downloads.cache import sha256 as file_sha256
+from .errors import UsageError
+from .progress import Progress, Warn, silent
+from .snapshot import Snapshot, read_snapshot
+from .sources import Fetching, Location, locate
 
 NAMED = 5  # tensors, in a warning
 SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax"}

@@ -9,15 +9,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from converter import embedded, presets
-from converter.errors import ConverterError
-from converter.finite import count_not_finite, get_ready
-from converter.names import jax_path
-from converter.snapshot import CHUNK, Snapshot
 from jax_edm2 import dtypes
 from jax_edm2.checkpoint import WRITERS
 from jax_edm2.record import Record, RecordError, Sampler, Source
 from jax_edm2.tensors import Tensor
+
+from . import embedded, presets
+from .errors import ConverterError
+from .finite import count_not_finite, get_ready
+from .names import jax_path
+from .snapshot import CHUNK, Snapshot
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0"

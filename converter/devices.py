@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from converter.compiled import keep_compiled
-from converter.errors import ConverterError
+from .compiled import keep_compiled
+from .errors import ConverterError
 
 PATIENCE = 24 * 3600  # seconds that a process waits at its end for the others
 

@@ -38,7 +38,7 @@ def identify(source: str) -> Code:
     sha256 = sha256_of(source)
     if name := known_text(sha256):
         return Code(sha256, known=name)
-    from converter.meaning import MeaningError, meaning_of  # which known texts do not need
+    from .meaning import MeaningError, meaning_of  # which known texts do not need
 
     try:
         found = meaning_of(source)

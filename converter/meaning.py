@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from converter import processes
+from . import processes
 
 MOST_BYTES = 2**18  # NVlabs' file has 15,000
 CPU_SECONDS = 10
@@ -49,7 +49,7 @@ def meaning_of(source: str) -> Meaning:
     if len(text) > MOST_BYTES:
         raise MeaningError(f"holds {len(text):,} bytes; {MOST_BYTES:,} are compared at most")
     done = subprocess.run(
-        processes.python("from converter.meaning import _main; _main()"),
+        processes.python("from jax_edm2.converter.meaning import _main; _main()"),
         input=text, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=processes.environment(),
     )  # fmt: skip
     if done.returncode:

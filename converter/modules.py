@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.errors import SnapshotError
-from converter.formats.nvlabs import MODULE_DICT, PersistentObject
-from converter.formats.pickle_reader import Instance
-from converter.formats.torch_legacy import TensorRecord
-from converter.names import jax_path, torch_name
 from jax_edm2.config import BlockSpec, EDM2Config, check_tree
 from jax_edm2.messages import brief, listing
+
+from .errors import SnapshotError
+from .formats.nvlabs import MODULE_DICT, PersistentObject
+from .formats.pickle_reader import Instance
+from .formats.torch_legacy import TensorRecord
+from .names import jax_path, torch_name
 
 VERSION = 6  # of NVlabs' torch_utils.persistence
 ARGUMENTS = ("_init_args", "_init_kwargs")  # what a module was made with: the configuration is read from the network's

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.convert import checkpoint_tensors, describe
-from converter.names import jax_path
-from converter.snapshot import Snapshot, read_snapshot
 from jax_edm2.record import Record, tensors_digest
 from jax_edm2.tensors import stored_dtype
+
+from .convert import checkpoint_tensors, describe
+from .names import jax_path
+from .snapshot import Snapshot, read_snapshot
 
 if TYPE_CHECKING:
     from jax_edm2.network import Precond

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from converter.errors import ConverterError
 from jax_edm2 import strict_json
 from jax_edm2.files import scratch, whole_or_nothing
+
+from .errors import ConverterError
 
 MODES = {1: "L", 3: "RGB"}  # by channels
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -9,8 +9,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from converter.errors import ConverterError
 from jax_edm2.config import EDM2Config, expected_tree
+
+from .errors import ConverterError
 
 ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
 RAW_ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/raw-snapshots"  # a folder for each training run

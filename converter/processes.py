@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import jax_edm2
 from jax_edm2.messages import LONGEST, one_line
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("converter", "golden", "jax_edm2", "tests", "torch_ref")
+ROOT = Path(jax_edm2.__file__).resolve().parent.parent  # of a clone, or where packages are installed
+PACKAGES = ("jax_edm2", "tests")
 
 # `python -m` and `python -c` put the current folder first on the path: a numpy.py in it would be run. Ours are found
 # where they were found in this process, whether they are installed or not.

@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter import embedded
-from converter.errors import SampleError, UsageError
-from converter.networks import LoadedNetwork, load_network
-from converter.progress import Progress, Warn, silent
-from converter.sample_request import GRID_ALONE, Resolved, SampleRequest, resolve
-from converter.sources import Location
-from converter.vae import find_vae
-from converter.writers import Writers, missing
 from jax_edm2 import __version__, strict_json
 from jax_edm2.dtypes import not_finite
 
+from . import embedded
+from .errors import SampleError, UsageError
+from .networks import LoadedNetwork, load_network
+from .progress import Progress, Warn, silent
+from .sample_request import GRID_ALONE, Resolved, SampleRequest, resolve
+from .sources import Location
+from .vae import find_vae
+from .writers import Writers, missing
+
 if TYPE_CHECKING:
-    from converter.pictures import Folder
     from jax_edm2.generation import Generator
+
+    from .pictures import Folder
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Prog
     import jax
     from jax.errors import JaxRuntimeError
 
-    from converter.pictures import Folder, contact_sheet
+    from .pictures import Folder, contact_sheet
 
     resolved = resolve(request)
     if request.grid and jax.process_count() > 1:
@@ -92,9 +94,10 @@ class _Prepared:
 def _prepare(request: SampleRequest, resolved: Resolved, warn: Warn) -> _Prepared:
     import jax
 
-    from converter.pictures import MODES
     from jax_edm2.decoding import make_decoder
     from jax_edm2.generation import Generator
+
+    from .pictures import MODES
 
     main = _load(request, resolved.net, warn)  # its digest is checked: it goes into every picture
     guide = None if resolved.guide is None else _load(request, resolved.guide, warn)

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter import presets
-from converter.errors import SampleError, UsageError
-from converter.networks import is_checkpoint
-from converter.sources import Fetching, Location, locate
 from jax_edm2.checkpoint import read_record
 from jax_edm2.record import Sampler
 from jax_edm2.settings import NO_CHURN, Churn, Settings
+
+from . import presets
+from .errors import SampleError, UsageError
+from .networks import is_checkpoint
+from .sources import Fetching, Location, locate
 
 DEFAULT = Sampler()
 SCHEDULE = ("num_steps", "sigma_min", "sigma_max", "rho")

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from converter.errors import SnapshotError
-from converter.formats.file import File, PickleError
-from converter.formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, read_container
-from converter.formats.pickle_reader import Instance
-from converter.formats.torch_legacy import TensorRecord
-from converter.modules import ARGUMENTS, VERSION, read_network
 from jax_edm2.config import ConfigError, EDM2Config
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
 from jax_edm2.record import Encoder, Loss
+
+from .errors import SnapshotError
+from .formats.file import File, PickleError
+from .formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, read_container
+from .formats.pickle_reader import Instance
+from .formats.torch_legacy import TensorRecord
+from .modules import ARGUMENTS, VERSION, read_network
 
 if TYPE_CHECKING:
     import numpy as np

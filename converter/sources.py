@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter import presets
-from converter.downloads.cache import Cache, cache_in, sha256
-from converter.downloads.cache_files import CacheError
-from converter.downloads.urls import file_name, public_url
-from converter.downloads.watchdog import TIMEOUT
-from converter.errors import UsageError
-from converter.snapshot import read_snapshot
+from . import presets
+from .downloads.cache import Cache, cache_in, sha256
+from .downloads.cache_files import CacheError
+from .downloads.urls import file_name, public_url
+from .downloads.watchdog import TIMEOUT
+from .errors import UsageError
+from .snapshot import read_snapshot
 
 _URL = re.compile(r"(https?:|[a-z][a-z0-9+.-]*:[/\\]{2}).*", re.DOTALL | re.IGNORECASE)
 
@@ -68,7 +68,7 @@ class Fetching:
 
     def fetch(self, url: str, check: Callable[[Path], object], sha256: str | None = None) -> Path:
         """The path of any URL's file, which `check` must find sound. Raises: ConverterError, OSError."""
-        from converter.downloads.download import fetch
+        from .downloads.download import fetch
 
         return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
 

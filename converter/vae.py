@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import ConverterError
-from converter.sources import Fetching, Location
 from jax_edm2.record import Encoder
+
+from .errors import ConverterError
+from .sources import Fetching, Location
 
 if TYPE_CHECKING:
     from jax_edm2.vae import VAEDecoder

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from converter.progress import Advance, Warn
 from jax_edm2 import __version__
 
+from .progress import Advance, Warn
+
 if TYPE_CHECKING:
-    from converter.pictures import Folder
     from jax_edm2.generation import Batch
+
+    from .pictures import Folder
 
 WRITERS = 4  # threads that write pictures
 

@@ -11,12 +11,12 @@ import pdoc
 
 import jax_edm2
 
-PACKAGES = ("jax_edm2", "converter", "!converter.cli", "torch_ref")
+PACKAGES = ("jax_edm2", "jax_edm2.converter", "!jax_edm2.converter.cli", "jax_edm2.torch_ref")
 
 
 def main():
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", r"Error parsing type annotation .* for (?!converter|jax_edm2|torch_ref)")
+    warnings.filterwarnings("ignore", r"Error parsing type annotation .* for (?!jax_edm2)")
     for name in jax_edm2.__all__:  # they are imported when they are first asked for, and pdoc does not ask
         setattr(jax_edm2, name, getattr(jax_edm2, name))
     pdoc.render.configure(docformat="markdown", math=False, search=True, footer_text=f"edm2-jax {jax_edm2.__version__}")

@@ -15,12 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
+from jax_edm2.converter import processes
+from jax_edm2.torch_ref.encoders import StandardRGBEncoder
+from jax_edm2.torch_ref.sampling import heun, noise_levels
 
 import jax_edm2
-from converter import processes
-from golden.digits import contact_sheet, load_network, one_hot
-from torch_ref.encoders import StandardRGBEncoder
-from torch_ref.sampling import heun, noise_levels
+
+from .digits import contact_sheet, load_network, one_hot
 
 SNAPSHOT = Path(os.path.relpath(Path(__file__).with_name("digits.pkl")))
 SIGMAS = (0.002, 0.05, 0.3, 1.0, 4.0, 20.0, 80.0)
@@ -76,7 +77,7 @@ def main(argv=None):
 
     command = ["edm2-convert", str(SNAPSHOT), "-o", str(checkpoint), "--force"]
     print("$", *command, flush=True)
-    subprocess.run([*processes.module("converter.cli.convert"), *command[1:]], check=True)
+    subprocess.run([*processes.module("jax_edm2.converter.cli.convert"), *command[1:]], check=True)
 
     net, variables = jax_edm2.load(checkpoint)
     apply = jax.jit(lambda x, sigma, labels: net.apply(variables, x, sigma, labels, return_logvar=True))

@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jax_edm2.torch_ref.encoders import StandardRGBEncoder
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.sampling import heun, noise_levels
+from jax_edm2.torch_ref.snapshot import write_snapshot
+from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA, learning_rate
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
-
-from torch_ref.encoders import StandardRGBEncoder
-from torch_ref.network import Precond
-from torch_ref.sampling import heun, noise_levels
-from torch_ref.snapshot import write_snapshot
-from torch_ref.training import EDM2Loss, PowerFunctionEMA, learning_rate
 
 SEED = 0
 CONFIG = {
@@ -125,7 +124,7 @@ def contact_sheet(images, columns, scale=6):
 
 def load_network(path):
     """The network of a snapshot that this script wrote, in float32."""
-    from converter.snapshot import read_snapshot  # not needed for training
+    from jax_edm2.converter.snapshot import read_snapshot  # not needed for training
 
     snapshot = read_snapshot(path)
     net = Precond(**snapshot.init_kwargs)
@@ -157,7 +156,7 @@ def main(argv=None):
     if args.command == "train":
         train(args.outdir)
         return None
-    from converter.errors import ConverterError
+    from jax_edm2.converter.errors import ConverterError
 
     try:
         return sample(args.snapshot, args.picture)

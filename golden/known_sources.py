@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from converter.embedded import RECORD, known_text, sha256_of
-from converter.meaning import meaning_of
+from jax_edm2.converter.embedded import RECORD, known_text, sha256_of
+from jax_edm2.converter.meaning import meaning_of
 
 ROOT = Path(__file__).parent.parent
 OURS, OUR_PATH = "torch_ref of edm2-jax", "torch_ref/network.py"

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from converter.verify.golden.torch_streams import CHURN, RECORD, STREAMS, bound, distance, summary
+from jax_edm2.converter.verify.golden.torch_streams import CHURN, RECORD, STREAMS, bound, distance, summary
 
 SEEDS = (0, 1, 2, 12345, 2**31, 2**32 - 1)
 SHAPE = (4, 64, 64)

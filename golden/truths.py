@@ -15,19 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from converter.verify.cases import Plan
-from converter.verify.facts import Golden
-from converter.verify.golden.check import FOLDER, check_golden
-from converter.verify.golden.networks import DIGITS, NETWORKS, network_tensors, normalised_digest
-from converter.verify.outcome import Outcome
-from converter.verify.taps import taps
-from converter.verify.torch_side import oracle
-from converter.verify.torch_side.job import Job
-from converter.verify.truth import Truth, TruthWriter, projection
-from converter.verify.verdict import KINDS, LARGEST_MEASURED, tolerance_of
-from torch_ref.network import Precond
-from torch_ref.snapshot import write_snapshot
+from jax_edm2.converter.verify.cases import Plan
+from jax_edm2.converter.verify.facts import Golden
+from jax_edm2.converter.verify.golden.check import FOLDER, check_golden
+from jax_edm2.converter.verify.golden.networks import DIGITS, NETWORKS, network_tensors, normalised_digest
+from jax_edm2.converter.verify.outcome import Outcome
+from jax_edm2.converter.verify.taps import taps
+from jax_edm2.converter.verify.torch_side import oracle
+from jax_edm2.converter.verify.torch_side.job import Job
+from jax_edm2.converter.verify.truth import Truth, TruthWriter, projection
+from jax_edm2.converter.verify.verdict import KINDS, LARGEST_MEASURED, tolerance_of
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
 PLAN = Plan(sigmas=(0.3, 20.0), batch=2, steps=8)
 NAMES = [*NETWORKS, "digits"]

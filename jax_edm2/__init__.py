@@ -7,9 +7,15 @@ Public names are imported when they are first used, so that what needs no jax do
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# converter, torch_ref and golden are installed in this package, under names that no other project takes. In a clone
+# they lie beside it.
+if not (Path(__file__).parent / "converter").exists():
+    __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
     from jax_edm2.bridges.nmboffi import PrecondUNet

@@ -22,12 +22,13 @@ from tests.support.shapes import MODULES
 
 install_import_hook(MODULES, "tests.support.shapes.checked")  # before anybody imports them
 
+from jax_edm2.converter.convert import convert
+from jax_edm2.converter.downloads import download
+from jax_edm2.converter.downloads.cache import Cache
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.snapshot import read_snapshot
+
 import jax_edm2
-from converter.convert import convert
-from converter.downloads import download
-from converter.downloads.cache import Cache
-from converter.processes import ROOT
-from converter.snapshot import read_snapshot
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile(

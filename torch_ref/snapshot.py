@@ -1,6 +1,6 @@
 """Writes network snapshots in the container of NVlabs/edm2, and random ones of any published size.
 
-    python -m torch_ref.snapshot edm2-img512-s -o random-s.pkl
+    python -m jax_edm2.torch_ref.snapshot edm2-img512-s -o random-s.pkl
 
 The container (NVlabs/edm2, `training_loop.py` and `torch_utils/persistence.py`): a pickle of a dict with the keys
 encoder, dataset_kwargs, loss_fn and ema. Every object of a class of ours is stored as a call of
@@ -19,7 +19,7 @@ import types
 
 import torch
 
-from torch_ref import encoders, network, training
+from . import encoders, network, training
 
 PERSISTENT = (network, training, encoders)
 VERSION = 6
@@ -145,7 +145,8 @@ def published_config(name):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m torch_ref.snapshot", description="Write a snapshot of a published size with random weights."
+        prog="python -m jax_edm2.torch_ref.snapshot",
+        description="Write a snapshot of a published size with random weights.",
     )
     parser.add_argument("name", help="edm2-img512-s, edm2-img64-xl, edm2-img512-xs-uncond, ...")
     parser.add_argument("-o", "--output", required=True, metavar="FILE")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from converter.cli.run import say
-from converter.downloads import cache_contents
-from converter.downloads.cache import cache_in
 from jax_edm2.strict_json import dumps
+
+from ..downloads import cache_contents
+from ..downloads.cache import cache_in
+from .run import say
 
 BROKEN = 2
 _folder = click.option(

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import click
 
-from converter import presets
-from converter.cli.cache import cache
-from converter.cli.options import source_options
-from converter.cli.run import run, say
-from converter.cli.subcommands import SourceOrCommand
-from converter.conversion import ConversionRequest, Converted, StoredTensor, fetch_and_convert
-from converter.convert import DTYPES
-from converter.progress import Advance
-from converter.sources import Fetching
 from jax_edm2 import __version__
 from jax_edm2.checkpoint import WRITERS
 from jax_edm2.strict_json import dumps
+
+from .. import presets
+from ..conversion import ConversionRequest, Converted, StoredTensor, fetch_and_convert
+from ..convert import DTYPES
+from ..progress import Advance
+from ..sources import Fetching
+from .cache import cache
+from .options import source_options
+from .run import run, say
+from .subcommands import SourceOrCommand
 
 PROGRESS_FROM = 64 * 2**20  # bytes; fewer are done before a bar is drawn
 

@@ -1,6 +1,6 @@
 """Where the commands begin: what they are made of is imported when Ctrl-C is provided for."""
 
-from converter.cli.interrupts import leave_at_once
+from .interrupts import leave_at_once
 
 leave_at_once("edm2")
 
@@ -21,4 +21,4 @@ def _run(name: str):
     leave_at_once(f"edm2-{name}")
     import importlib
 
-    importlib.import_module(f"converter.cli.{name}").main()
+    importlib.import_module(f".{name}", __package__).main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from converter.downloads.watchdog import PERIOD, SPEED, TIMEOUT
+from ..downloads.watchdog import PERIOD, SPEED, TIMEOUT
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -9,10 +9,11 @@ from typing import NoReturn
 
 import click
 
-from converter.cli.interrupts import INTERRUPTED, KeyboardInterrupts, leave_at_once
-from converter.errors import ConverterError, ProcessFailed, UsageError
 from jax_edm2.messages import one_line
 from jax_edm2.tensors import CheckpointError
+
+from ..errors import ConverterError, ProcessFailed, UsageError
+from .interrupts import INTERRUPTED, KeyboardInterrupts, leave_at_once
 
 BAD_INPUT = 2
 TERMINATED = 128 + signal.SIGTERM

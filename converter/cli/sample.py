@@ -7,16 +7,17 @@ from pathlib import Path
 
 import click
 
-from converter.cli.options import source_options
-from converter.cli.run import run, say
-from converter.cli.seeds import Seeds
-from converter.devices import Cluster, start
-from converter.progress import Advance
-from converter.sample import sample
-from converter.sample_request import GRID_ALONE, SampleRequest
-from converter.sources import Fetching
 from jax_edm2 import __version__, strict_json
 from jax_edm2.settings import SAMPLERS, Churn, Settings
+
+from ..devices import Cluster, start
+from ..progress import Advance
+from ..sample import sample
+from ..sample_request import GRID_ALONE, SampleRequest
+from ..sources import Fetching
+from .options import source_options
+from .run import run, say
+from .seeds import Seeds
 
 EPILOG = """\b
 Examples:

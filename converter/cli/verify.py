@@ -8,21 +8,22 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from converter.cli.options import source_options
-from converter.cli.run import run, say
-from converter.cli.seeds import Seeds
-from converter.devices import start
-from converter.sources import Fetching, Location, locate
-from converter.verify import oracle_process
-from converter.verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
-from converter.verify.golden.check import FOLDER, find_goldens, hold_to
-from converter.verify.jax_side.xla_flags import set_xla_flags, xla_flags
-from converter.verify.precision import PRECISIONS
-from converter.verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
-from converter.verify.run import verify
-from converter.verify.source import Source
 from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
+
+from ..devices import start
+from ..sources import Fetching, Location, locate
+from ..verify import oracle_process
+from ..verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
+from ..verify.golden.check import FOLDER, find_goldens, hold_to
+from ..verify.jax_side.xla_flags import set_xla_flags, xla_flags
+from ..verify.precision import PRECISIONS
+from ..verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
+from ..verify.run import verify
+from ..verify.source import Source
+from .options import source_options
+from .run import run, say
+from .seeds import Seeds
 
 EPILOG = """\b
 Examples:
@@ -278,8 +279,8 @@ def _stages():
 
 
 def _report(outcome, folder: Path | None, json_: bool) -> int:
-    from converter.verify.report.files import write_report
-    from converter.verify.report.text import terminal, to_json
+    from ..verify.report.files import write_report
+    from ..verify.report.text import terminal, to_json
 
     record = to_json(outcome)
     if folder is not None:
@@ -296,7 +297,7 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
 
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
     """Hold this machine to goldens: the exit code."""
-    from converter.verify.golden.report import terminal, to_json, write
+    from ..verify.golden.report import terminal, to_json, write
 
     paths = find_goldens(folder)
     _start_jax(device, Plan().precision)

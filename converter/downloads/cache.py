@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.downloads.cache_files import CacheError, check_folder, check_name, open_file
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.strict_json import JSONError, loads
+
+from .cache_files import CacheError, check_folder, check_name, open_file
 
 LARGEST = 8 * 2**30  # bytes; XXL in float32 has 6.1e9: for servers that never end
 MOST_JSON = 2**16  # bytes of a record

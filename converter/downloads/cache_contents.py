@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.downloads.cache import Cache, DamagedError, Entry, read_part
-from converter.downloads.cache_files import CacheError, check_name
-from converter.downloads.urls import file_name
+from .cache import Cache, DamagedError, Entry, read_part
+from .cache_files import CacheError, check_name
+from .urls import file_name
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import os
 import stat
 from pathlib import Path
 
-from converter.errors import ConverterError
+from ..errors import ConverterError
 
 _ELSEWHERE = "choose another cache with --cache-dir or DNNLIB_CACHE_DIR"
 

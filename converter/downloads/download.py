@@ -22,15 +22,16 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from converter.downloads.cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
-from converter.downloads.cache_files import CacheError, check_name, make_folder, open_file
-from converter.downloads.lease import lease
-from converter.downloads.request import Again, Refused, opened
-from converter.downloads.urls import URL, URLError, file_name, parse, public_url
-from converter.downloads.watchdog import SPEED, TIMEOUT, Watchdog
-from converter.errors import ConverterError
 from jax_edm2 import __version__
 from jax_edm2.files import scratch
+
+from ..errors import ConverterError
+from .cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
+from .cache_files import CacheError, check_name, make_folder, open_file
+from .lease import lease
+from .request import Again, Refused, opened
+from .urls import URL, URLError, file_name, parse, public_url
+from .watchdog import SPEED, TIMEOUT, Watchdog
 
 CHUNK = 2**20
 RETRIES = 6  # attempts in a row that bring next to nothing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
-from converter.downloads.cache_files import check_name
+from .cache_files import check_name
 
 LEASE = 20.0  # seconds after which a process that shows no sign of life is no longer waited for
 

@@ -18,9 +18,9 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from converter.downloads.urls import URL, URLError
-from converter.downloads.watchdog import Watchdog
-from converter.errors import ConverterError
+from ..errors import ConverterError
+from .urls import URL, URLError
+from .watchdog import Watchdog
 
 REDIRECTS = 10
 MOST_HEADERS = 2**18  # bytes of them in one answer, with all that goes before it (100 Continue)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin
 
-from converter.errors import ConverterError
+from ..errors import ConverterError
 
 LONGEST = 8192  # characters
 HIDDEN = "(a URL)"  # stands for one that cannot be shown

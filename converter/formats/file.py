@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from converter.errors import ConverterError
+from ..errors import ConverterError
 
 
 class PickleError(ConverterError):

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from converter.formats import torch_legacy
-from converter.formats.file import ByteRange, File, PickleError
-from converter.formats.pickle_reader import Budget, Global, Instance, Interpreter
-from converter.formats.torch_legacy import (
+from jax_edm2.messages import brief
+
+from . import torch_legacy
+from .file import ByteRange, File, PickleError
+from .pickle_reader import Budget, Global, Instance, Interpreter
+from .torch_legacy import (
     LOAD_STORAGE,
     REBUILD_PARAMETER,
     REBUILD_TENSOR,
@@ -22,7 +24,6 @@ from converter.formats.torch_legacy import (
     TensorRecord,
     is_shape,
 )
-from jax_edm2.messages import brief
 
 EASY_DICT = Global("dnnlib.util", "EasyDict")
 MODULE_DICT = Global("torch.nn.modules.container", "ModuleDict")

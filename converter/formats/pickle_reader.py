@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from converter.formats.file import ByteRange, File, PickleError
+from .file import ByteRange, File, PickleError
 
 # Far above what snapshots hold (XXL: 70,000 opcodes, 0.2 MB of text), low enough to bound time and memory.
 MAX_STEPS = 400_000

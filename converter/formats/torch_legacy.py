@@ -10,10 +10,11 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from converter.formats.file import ByteRange, File, PickleError
-from converter.formats.pickle_reader import Budget, Global, Interpreter
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
+
+from .file import ByteRange, File, PickleError
+from .pickle_reader import Budget, Global, Interpreter
 
 STORAGE_TYPES = {
     Global("torch", "HalfStorage"): "float16",

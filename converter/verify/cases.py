@@ -7,9 +7,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from converter.verify.precision import PRECISIONS
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
+
+from .precision import PRECISIONS
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
 CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")

@@ -23,10 +23,13 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from converter.verify import shapes
-from converter.verify.cases import Plan, PlanError
-from converter.verify.facts_computed import Arrays, amplification_of, check_arrays, errors_of
-from converter.verify.facts_values import (
+from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.messages import brief
+
+from . import shapes
+from .cases import Plan, PlanError
+from .facts_computed import Arrays, amplification_of, check_arrays, errors_of
+from .facts_values import (
     LARGEST_GRADIENT,
     LONGEST,
     FactsError,
@@ -37,9 +40,7 @@ from converter.verify.facts_values import (
     numbers,
     text,
 )
-from converter.verify.verdict import KINDS, LARGEST_MEASURED, Tolerance, tolerance_of
-from jax_edm2.config import ConfigError, EDM2Config
-from jax_edm2.messages import brief
+from .verdict import KINDS, LARGEST_MEASURED, Tolerance, tolerance_of
 
 REFERENCES = ("torch_ref", "embedded")
 

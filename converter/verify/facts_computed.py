@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from converter.verify import shapes
-from converter.verify.cases import Plan
-from converter.verify.facts_values import FactsError, keys, number, numbers
-from converter.verify.taps import DENOISED, LOG_VARIANCE, block_scope
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
+
+from . import shapes
+from .cases import Plan
+from .facts_values import FactsError, keys, number, numbers
+from .taps import DENOISED, LOG_VARIANCE, block_scope
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SPARE = 256 * 2**20  # bytes of inputs that need no array of their size in the file

@@ -9,15 +9,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from converter import processes
-from converter.errors import ProcessFailed
-from converter.snapshot import read_snapshot
-from converter.verify.cases import Plan
-from converter.verify.request import FromSnapshot, VerifyError
-from converter.verify.taps import DENOISED, EMBEDDING, LOG_VARIANCE, tap_sizes
-from converter.verify.torch_side.job import Job
 from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.files import whole_or_nothing
+
+from .. import processes
+from ..errors import ProcessFailed
+from ..snapshot import read_snapshot
+from .cases import Plan
+from .request import FromSnapshot, VerifyError
+from .taps import DENOISED, EMBEDDING, LOG_VARIANCE, tap_sizes
+from .torch_side.job import Job
 
 # glibc gives freed memory back to the system and faults it in again at every operation, unless told not to: that is a
 # third of PyTorch's time on large float64 activations.
@@ -64,7 +65,7 @@ def make_truth(request: FromSnapshot, output: Path, meanwhile: Callable[[], None
 @contextlib.contextmanager
 def _oracle(reference: str) -> Iterator[subprocess.Popen]:
     """The process that computes the truth; killed when the `with` statement ends."""
-    command = processes.module("converter.verify.torch_side.oracle")
+    command = processes.module("jax_edm2.converter.verify.torch_side.oracle")
     if reference == "embedded":
         with processes.apart(command, **OPENMP, **KEEP_MEMORY) as process:
             yield process

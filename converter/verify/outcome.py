@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter.verify.cases import Plan
-from converter.verify.facts import Facts
-from converter.verify.truth import Truth
-from converter.verify.verdict import EXIT_CODES, Guilty, Measurement, Tolerance
 from jax_edm2.record import Code
+
+from .cases import Plan
+from .facts import Facts
+from .truth import Truth
+from .verdict import EXIT_CODES, Guilty, Measurement, Tolerance
 
 Progress = Callable[[str], None]  # is told the stage that begins
 

@@ -4,12 +4,12 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter import processes
-from converter.errors import ConverterError
-from converter.flops import multiply_accumulates
-from converter.snapshot import read_snapshot
-from converter.verify.cases import HELD, Plan
-from converter.verify.truth import Truth
+from .. import processes
+from ..errors import ConverterError
+from ..flops import multiply_accumulates
+from ..snapshot import read_snapshot
+from .cases import HELD, Plan
+from .truth import Truth
 
 STEPS, FEWER = 32, 10  # of the trajectory
 LARGE = 75e9  # multiply-accumulates of one evaluation: XS has 45e9, S 101e9

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from converter.snapshot import Snapshot, read_snapshot
-from converter.verify.cases import Plan
-from converter.verify.oracle_process import make_truth
-from converter.verify.outcome import Outcome, Progress
-from converter.verify.request import FromSnapshot, FromTruth, Request, VerifyError
-from converter.verify.throughput.job import Job
-from converter.verify.throughput.measure import measure, sweep
-from converter.verify.truth import Truth
+from ..snapshot import Snapshot, read_snapshot
+from .cases import Plan
+from .oracle_process import make_truth
+from .outcome import Outcome, Progress
+from .request import FromSnapshot, FromTruth, Request, VerifyError
+from .throughput.job import Job
+from .throughput.measure import measure, sweep
+from .truth import Truth
 
 
 def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome:
@@ -21,8 +21,8 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
 
     Raises: ConverterError, CheckpointError, ProcessFailed, OSError.
     """
-    from converter.verify.jax_side.candidate import load_candidate
-    from converter.verify.jax_side.judgement import judge
+    from .jax_side.candidate import load_candidate
+    from .jax_side.judgement import judge
 
     started = time.perf_counter()
     checkpoint, held = request.checkpoint, request.held

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
-from converter.names import torch_name
-from converter.verify.cases import STEP, Plan
-from converter.verify.taps import (
+from jax_edm2.config import BlockSpec, EDM2Config, expected_tree
+
+from ..names import torch_name
+from .cases import STEP, Plan
+from .taps import (
     DENOISED,
     EMBEDDING,
     INPUT,
@@ -16,7 +18,6 @@ from converter.verify.taps import (
     scopes,
     taps,
 )
-from jax_edm2.config import BlockSpec, EDM2Config, expected_tree
 
 Shape = tuple[int, ...]
 DOUBLE, SINGLE = "<f8", "<f4"

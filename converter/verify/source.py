@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from converter import embedded
-from converter.snapshot import read_snapshot
 from jax_edm2.record import Code
+
+from .. import embedded
+from ..snapshot import read_snapshot
 
 SHOWN = 150  # characters of a line of source; what is longer goes on in the next line
 

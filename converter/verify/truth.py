@@ -26,9 +26,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from converter.errors import ConverterError
-from converter.verify import shapes
-from converter.verify.archive import (
+from jax_edm2 import strict_json
+from jax_edm2.config import EDM2Config
+from jax_edm2.messages import brief
+
+from ..errors import ConverterError
+from . import shapes
+from .archive import (
     MOST_MEMBERS,
     ArchiveError,
     beginning,
@@ -36,12 +40,9 @@ from converter.verify.archive import (
     read_member,
     stored_members,
 )
-from converter.verify.cases import Plan
-from converter.verify.facts import Facts, check
-from converter.verify.facts_values import FactsError
-from jax_edm2 import strict_json
-from jax_edm2.config import EDM2Config
-from jax_edm2.messages import brief
+from .cases import Plan
+from .facts import Facts, check
+from .facts_values import FactsError
 
 SCHEMA = "edm2-truth/2"
 MEMBER = "truth.json"

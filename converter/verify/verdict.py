@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from converter.verify.metrics import Difference
-from converter.verify.taps import Tap, tap_of_parameter
-from converter.verify.taps import taps as all_taps
 from jax_edm2.config import EDM2Config
+
+from .metrics import Difference
+from .taps import Tap, tap_of_parameter
+from .taps import taps as all_taps
 
 AGREES, DISAGREES, INCONCLUSIVE = "agrees", "disagrees", "inconclusive"
 MEASURED = "measured"  # nothing was compared: throughput alone was asked for

@@ -16,9 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from jax_edm2.converter import processes
 from tqdm import tqdm
-
-from converter import processes
 
 
 def measure(command):
@@ -38,7 +37,7 @@ def bench(name, folder, rounds):
     if not source.exists():
         subprocess.run([*processes.module("torch_ref.snapshot"), name, "-o", source], check=True)
     script = Path(sys.executable).with_name("edm2-convert")
-    ours = [script] if script.exists() else processes.module("converter.cli.convert")
+    ours = [script] if script.exists() else processes.module("jax_edm2.converter.cli.convert")
     ways = {
         "edm2-convert": [*ours, source, "-o", folder / "ours.safetensors", "--force"],
         "plain way": [*processes.module("tests.support.plain"), source, folder / "plain.safetensors"],

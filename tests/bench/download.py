@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from converter import processes
-from converter.downloads.cache import Cache, sha256
-from converter.downloads.download import fetch
+from jax_edm2.converter import processes
+from jax_edm2.converter.downloads.cache import Cache, sha256
+from jax_edm2.converter.downloads.download import fetch
 
 
 def measure(function) -> float:

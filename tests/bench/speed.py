@@ -20,14 +20,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from converter import processes
-from converter.processes import ROOT
-from converter.snapshot import read_snapshot
-from converter.verify.report.plots import Series, log_plot
-from converter.verify.report.text import throughput_lines
-from converter.verify.throughput.job import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job
-from converter.verify.throughput.measure import ROUNDS, WAYS, measure
-from converter.verify.throughput.worker import WorkerDied
+from jax_edm2.converter import processes
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.report.plots import Series, log_plot
+from jax_edm2.converter.verify.report.text import throughput_lines
+from jax_edm2.converter.verify.throughput.job import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job
+from jax_edm2.converter.verify.throughput.measure import ROUNDS, WAYS, measure
+from jax_edm2.converter.verify.throughput.worker import WorkerDied
+
 from tests.bench.worker import JAX_EDM2, NVLABS, command
 
 DIGITS = ROOT / "golden" / "digits.pkl"
@@ -49,7 +50,7 @@ def make_snapshot(name: str, folder: Path) -> Path:
 def convert(snapshot: Path, output: Path) -> float:
     """Seconds of the whole process."""
     started = time.perf_counter()
-    converting = [*processes.module("converter.cli.convert"), str(snapshot), "-o", str(output), "--force"]
+    converting = [*processes.module("jax_edm2.converter.cli.convert"), str(snapshot), "-o", str(output), "--force"]
     subprocess.run(converting, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
@@ -62,9 +63,9 @@ def load(checkpoint: Path, device: str) -> dict[str, float]:
 
 def measure_load(checkpoint: str, device: str) -> dict[str, float]:
     import jax
+    from jax_edm2.converter.devices import start
 
     import jax_edm2
-    from converter.devices import start
 
     start(device)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from converter import processes
+from jax_edm2.converter import processes
 
 EVERY = 1.0  # seconds
 
@@ -63,7 +63,7 @@ def main():
         if not snapshot.exists():
             subprocess.run([sys.executable, "-m", "torch_ref.snapshot", args.name, "-o", snapshot], check=True)
         arguments = [str(snapshot), "--device", "cpu", "--checks", args.checks, "--steps", args.steps]
-        code, seconds, peak, largest = measure([*processes.module("converter.cli.verify"), *arguments])
+        code, seconds, peak, largest = measure([*processes.module("jax_edm2.converter.cli.verify"), *arguments])
     print(f"\nedm2-verify {' '.join(arguments)}: exit code {code}, {seconds:.0f} s")
     print(f"peak memory {peak:.1f} GB, of the larger process {largest:.1f} GB")
     return code

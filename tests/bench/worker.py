@@ -6,10 +6,10 @@ python -m tests.bench.worker [--nvlabs DIR] [--jax-edm2 DIR] torch < JOB.json   
 import argparse
 import sys
 
-from converter import processes
-from converter.snapshot import read_snapshot
-from converter.verify.throughput.job import Job, Run
-from converter.verify.throughput.serve import serve
+from jax_edm2.converter import processes
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.throughput.job import Job, Run
+from jax_edm2.converter.verify.throughput.serve import serve
 
 NVLABS, JAX_EDM2 = "NVlabs", "jax-edm2"  # github.com/NVlabs/edm2, github.com/nmboffi/jax-edm2
 

@@ -12,19 +12,19 @@ import pytest
 import safetensors.numpy
 import torch
 from click.testing import CliRunner
+from jax_edm2.converter import processes
+from jax_edm2.converter.cli.convert import edm2_convert
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
 import jax_edm2
-from converter import processes
-from converter.cli.convert import edm2_convert
-from converter.processes import ROOT
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.children import command
 from tests.support.command_line import Tool
 from tests.support.networks import network
-from torch_ref.encoders import StabilityVAEEncoder
-from torch_ref.snapshot import write_snapshot
 
-COMMAND = processes.module("converter.cli.convert")
+COMMAND = processes.module("jax_edm2.converter.cli.convert")
 TOOL = Tool("edm2-convert", COMMAND)
 run, fails = TOOL.run, TOOL.fails
 PATH = "params/unet/enc_8x8_block0/conv_res0/mpconv_weight"
@@ -44,7 +44,7 @@ def test_convert(digits_pkl, tmp_path):
 
 def test_conversion_imports_neither_torch_nor_jax(digits_pkl, tmp_path):
     code = (
-        "import sys; from converter.cli.convert import edm2_convert;"
+        "import sys; from jax_edm2.converter.cli.convert import edm2_convert;"
         f"edm2_convert([{str(digits_pkl)!r}, '-o', {str(tmp_path / 'x.safetensors')!r}], standalone_mode=False);"
         "loaded = {name.split('.')[0] for name in sys.modules};"
         "print(sorted(loaded & {'torch', 'jax', 'jaxlib', 'flax', 'numpy', 'orbax', 'requests'}))"
@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits_pkl, tmp_path):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
-        "from converter.cli.convert import main; main()"
+        "from jax_edm2.converter.cli.convert import main; main()"
     )
     command = [*processes.python(code), str(digits_pkl), "-o", str(tmp_path / "x.safetensors")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
@@ -199,7 +199,7 @@ def test_a_signal_leaves_nothing(tmp_path, number, code):
     environment = {**os.environ, "PYTHONPATH": ROOT}
     arguments = [str(tmp_path / "x.pkl"), "-o", str(tmp_path / "x.safetensors"), "--dtype", "float32"]
     process = subprocess.Popen(
-        [*command("converter.cli.convert"), *arguments],
+        [*command("jax_edm2.converter.cli.convert"), *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

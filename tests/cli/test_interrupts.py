@@ -7,8 +7,7 @@ import time
 
 import numpy as np
 import pytest
-
-from converter.processes import ROOT
+from jax_edm2.converter.processes import ROOT
 
 START = f"""
 import os, signal, sys
@@ -23,7 +22,7 @@ class Interrupting:
 
 sys.meta_path.insert(0, Interrupting)
 """
-ENTRY = START + "from converter.cli.entry import {command}; sys.argv = ['edm2', *sys.argv[1:]]; {command}()"
+ENTRY = START + "from jax_edm2.converter.cli.entry import {command}; sys.argv = ['edm2', *sys.argv[1:]]; {command}()"
 ARGUMENTS = {
     "convert": ["golden/digits.pkl", "--dry-run"],
     "sample": ["--net=golden/digits.pkl", "--outdir={folder}", "--steps=1", "--device=cpu"],
@@ -42,16 +41,16 @@ def start(code, arguments, folder, **more):
     [
         ("convert", "click"),
         ("convert", "click.core"),
-        ("convert", "converter.cli.run"),
-        ("convert", "converter.formats.pickle_reader"),
+        ("convert", "jax_edm2.converter.cli.run"),
+        ("convert", "jax_edm2.converter.formats.pickle_reader"),
         ("convert", "jax_edm2.config"),
         ("convert", "json.scanner"),
         ("sample", "click"),
-        ("sample", "converter.networks"),
+        ("sample", "jax_edm2.converter.networks"),
         ("sample", "jax"),
         ("sample", "jax._src.core"),
         ("sample", "flax.linen"),
-        ("verify", "converter.verify.run"),
+        ("verify", "jax_edm2.converter.verify.run"),
     ],
 )
 def test_at_an_import(command, module, tmp_path):
@@ -61,10 +60,11 @@ def test_at_an_import(command, module, tmp_path):
 
 
 def test_as_a_module(tmp_path):
-    """`python -m converter.cli.convert`: from the first line of our package on."""
-    code = START.format(module="converter.cli.run") + (
-        "import runpy; sys.argv = ['-m', *sys.argv[1:]]; sys.orig_argv = ['python', '-m', 'converter.cli.convert'];"
-        "runpy.run_module('converter.cli.convert', run_name='__main__', alter_sys=True)"
+    """`python -m jax_edm2.converter.cli.convert`: from the first line of our package on."""
+    code = START.format(module="jax_edm2.converter.cli.run") + (
+        "import runpy; sys.argv = ['-m', *sys.argv[1:]];"
+        "sys.orig_argv = ['python', '-m', 'jax_edm2.converter.cli.convert'];"
+        "runpy.run_module('jax_edm2.converter.cli.convert', run_name='__main__', alter_sys=True)"
     )
     process = start(code, ARGUMENTS["convert"], tmp_path)
     stdout, stderr = process.communicate()
@@ -74,7 +74,8 @@ def test_as_a_module(tmp_path):
 def test_at_random_moments(tmp_path):
     """From the first instruction of ours to the last, and while Python is taken down."""
     code = START.format(module="none") + (
-        "from converter.cli import entry; os.write(1, b'!'); sys.argv = ['edm2', *sys.argv[1:]]; entry.convert()"
+        "from jax_edm2.converter.cli import entry;"
+        "os.write(1, b'!'); sys.argv = ['edm2', *sys.argv[1:]]; entry.convert()"
     )
     rng = np.random.default_rng(0)
     codes = []
@@ -96,7 +97,7 @@ def test_what_python_cannot_raise_comes_again(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import gc, signal, time, click
-from converter.cli.run import run
+from jax_edm2.converter.cli.run import run
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def interrupted(*_):
@@ -118,7 +119,7 @@ run(command)
 
 def test_where_it_is_ignored_it_stays_so(tmp_path):
     """As in what a shell runs in the background."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from converter.cli.entry import convert; convert()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jax_edm2.converter.cli.entry import convert; convert()"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which children inherit
     try:
         process = start(code, ARGUMENTS["convert"], tmp_path)

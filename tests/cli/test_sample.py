@@ -13,12 +13,15 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.golden.digits import CONFIG as DIGITS
+from jax_edm2.golden.digits import load_network
+from jax_edm2.torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import randomize, write_snapshot
 from PIL import Image
 
 import jax_edm2
-from converter.processes import ROOT
-from golden.digits import CONFIG as DIGITS
-from golden.digits import load_network
 from jax_edm2.config import EDM2Config
 from jax_edm2.generation import Draw
 from jax_edm2.record import Sampler
@@ -28,11 +31,8 @@ from tests.support.children import command
 from tests.support.command_line import Tool
 from tests.support.samples import with_torch
 from tests.support.server import Server, serve
-from torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
-from torch_ref.network import Precond
-from torch_ref.snapshot import randomize, write_snapshot
 
-COMMAND = command("converter.cli.sample")
+COMMAND = command("jax_edm2.converter.cli.sample")
 TOOL = Tool("edm2-sample", COMMAND)
 start, run, fails = TOOL.start, TOOL.run, TOOL.fails
 QUICK = ("--steps=2", "--device=cpu")

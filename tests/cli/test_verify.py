@@ -11,21 +11,21 @@ import time
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax_edm2.converter import processes
+from jax_edm2.converter.convert import convert
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.report.text import SCHEMA
+from jax_edm2.torch_ref import network as torch_ref_network
+from jax_edm2.torch_ref import snapshot as torch_ref_snapshot
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
 import jax_edm2
-from converter import processes
-from converter.convert import convert
-from converter.processes import ROOT
-from converter.snapshot import read_snapshot
-from converter.verify.report.text import SCHEMA
 from tests.support import children
 from tests.support.command_line import Tool
 from tests.support.networks import network
-from torch_ref import network as torch_ref_network
-from torch_ref import snapshot as torch_ref_snapshot
-from torch_ref.snapshot import write_snapshot
 
-COMMAND = processes.module("converter.cli.verify")
+COMMAND = processes.module("jax_edm2.converter.cli.verify")
 TOOL = Tool("edm2-verify", COMMAND)
 run, fails = TOOL.run, TOOL.fails
 QUICK = ("--checks", "parameters,forward", "--device", "cpu")
@@ -256,9 +256,8 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
 
 def test_throughput_alone_claims_no_agreement(small_pkl, monkeypatch):
     from click.testing import CliRunner
-
-    from converter.cli.verify import edm2_verify
-    from converter.verify.throughput import measure as throughput
+    from jax_edm2.converter.cli.verify import edm2_verify
+    from jax_edm2.converter.verify.throughput import measure as throughput
 
     monkeypatch.setattr(throughput, "WAYS", {"jax": ("JAX as loaded",)})
     arguments = [str(small_pkl), "--checks", "throughput", "--device", "cpu"]
@@ -271,7 +270,7 @@ def test_throughput_alone_claims_no_agreement(small_pkl, monkeypatch):
 
 def test_interrupted(digits_pkl, tmp_path):
     """Ctrl-C, which the terminal sends to both processes, while PyTorch computes and JAX compiles."""
-    command = [*children.command("converter.cli.verify"), str(digits_pkl), *QUICK]
+    command = [*children.command("jax_edm2.converter.cli.verify"), str(digits_pkl), *QUICK]
     environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob("edm2-verify-*/truth.npz")):  # the oracle has begun

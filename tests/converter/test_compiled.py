@@ -4,12 +4,12 @@ import os
 import subprocess
 from pathlib import Path
 
-from converter import processes
-from converter.compiled import _prune
-from converter.processes import ROOT
+from jax_edm2.converter import processes
+from jax_edm2.converter.compiled import _prune
+from jax_edm2.converter.processes import ROOT
 
 CODE = """
-from converter.devices import start
+from jax_edm2.converter.devices import start
 start("cpu")
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from jax_edm2.converter import presets
+from jax_edm2.converter.conversion import ConversionRequest, fetch_and_convert
+from jax_edm2.converter.errors import UsageError
+from jax_edm2.converter.sources import Fetching
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
 import jax_edm2
-from converter import presets
-from converter.conversion import ConversionRequest, fetch_and_convert
-from converter.errors import UsageError
-from converter.sources import Fetching
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.listener import Listener
 from tests.support.networks import network
 from tests.support.server import Server
-from torch_ref.snapshot import write_snapshot
 
 
 def test_a_guided_preset(digits_pkl, tmp_path, monkeypatch, capfd):

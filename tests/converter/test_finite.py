@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from jax_edm2.converter.finite import count_not_finite
 
-from converter.finite import count_not_finite
 from jax_edm2.dtypes import DTYPES
 
 
@@ -12,7 +12,7 @@ from jax_edm2.dtypes import DTYPES
 def test_not_finite_values_are_found(dtype, plain, monkeypatch):
     """Among bit patterns of all kinds: every one of two bytes, and random ones with each exponent."""
     if plain:
-        monkeypatch.setattr("converter.finite._numpy_is_there", lambda: False)
+        monkeypatch.setattr("jax_edm2.converter.finite._numpy_is_there", lambda: False)
     size = DTYPES[dtype].size
     bits = np.arange(2**16, dtype=f"u{size}") << (8 * size - 16)
     bits |= np.random.default_rng(0).integers(0, 2 ** (8 * size - 16), 2**16, dtype=bits.dtype)

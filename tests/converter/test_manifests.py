@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from jax_edm2.converter import presets
+from jax_edm2.converter.flops import multiply_accumulates, paper_flops
+from jax_edm2.golden import manifests
 
-from converter import presets
-from converter.flops import multiply_accumulates, paper_flops
-from golden import manifests
 from jax_edm2.config import EDM2Config, expected_tree
 
 # Of arXiv 2312.02696 and NVlabs' README: Mparams, Gflops of img512 and of img64.

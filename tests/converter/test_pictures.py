@@ -5,8 +5,7 @@ import os
 
 import numpy as np
 import pytest
-
-from converter.pictures import Folder, PictureError, contact_sheet
+from jax_edm2.converter.pictures import Folder, PictureError, contact_sheet
 
 
 def test_arrays_that_are_torn(tmp_path):

@@ -5,17 +5,17 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from jax_edm2.converter import presets
+from jax_edm2.converter.cli.convert import edm2_convert
+from jax_edm2.converter.cli.verify import edm2_verify
+from jax_edm2.converter.errors import ConverterError
+from jax_edm2.converter.presets import ALIASES, PRESETS, PresetError, find, tensor_bytes, url
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import published_config
 
 import jax_edm2
-from converter import presets
-from converter.cli.convert import edm2_convert
-from converter.cli.verify import edm2_verify
-from converter.errors import ConverterError
-from converter.presets import ALIASES, PRESETS, PresetError, find, tensor_bytes, url
-from converter.processes import ROOT
 from tests.support.server import Server
-from torch_ref.network import Precond
-from torch_ref.snapshot import published_config
 
 MAIN, GUIDE = "edm2-img512-s-2147483-0.085", "edm2-img512-xs-uncond-2147483-0.085"
 
@@ -176,7 +176,7 @@ def test_secrets_in_a_url_are_not_recorded(server):
 
 
 def presets_folder(server):
-    from converter.downloads.cache import cache_in
+    from jax_edm2.converter.downloads.cache import cache_in
 
     return [path for path in cache_in().folder.iterdir() if path.suffix == ".json"]
 

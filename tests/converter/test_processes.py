@@ -8,18 +8,33 @@ import sys
 from pathlib import Path
 
 import pytest
+from jax_edm2.converter import processes
+from jax_edm2.converter.meaning import meaning_of
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.verify import oracle_process
+from jax_edm2.converter.verify.jax_side import xla_flags
+from jax_edm2.converter.verify.request import FromSnapshot, VerifyError, torch_device
+from jax_edm2.converter.verify.throughput.job import Job
+from jax_edm2.converter.verify.throughput.worker import Worker
 
-from converter import processes
-from converter.meaning import meaning_of
-from converter.processes import ROOT
-from converter.verify import oracle_process
-from converter.verify.jax_side import xla_flags
-from converter.verify.request import FromSnapshot, VerifyError, torch_device
-from converter.verify.throughput.job import Job
-from converter.verify.throughput.worker import Worker
 from tests.cli.test_verify import embedding
 
-NAMES = ("numpy", "torch", "tqdm", "jax", "json", "runpy", "converter", "jax_edm2", "torch_ref", "ast", "sitecustomize")
+NAMES = (
+    "numpy",
+    "torch",
+    "tqdm",
+    "jax",
+    "json",
+    "runpy",
+    "converter",
+    "jax_edm2",
+    "torch_ref",
+    "golden",
+    "ast",
+    "sitecustomize",
+)
+
+VERIFY = processes.module("jax_edm2.converter.cli.verify")
 
 
 @pytest.fixture
@@ -54,7 +69,14 @@ def test_processes_that_are_timed(traps, digits_pkl):
 
 
 def test_edm2_verify(traps, digits_pkl):
-    command = [*processes.module("converter.cli.verify"), digits_pkl, "--checks", "parameters", "--device", "cpu"]
+    command = [
+        *VERIFY,
+        digits_pkl,
+        "--checks",
+        "parameters",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "AGREES" in done.stdout
@@ -95,7 +117,14 @@ def spied(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spied")
     seen = folder / "seen.json"
     embedding(folder / "spy.pkl", lambda source: source + SPY.format(output=str(seen)))
-    command = [*processes.module("converter.cli.verify"), "spy.pkl", "--checks", "parameters", "--device", "cpu"]
+    command = [
+        *VERIFY,
+        "spy.pkl",
+        "--checks",
+        "parameters",
+        "--device",
+        "cpu",
+    ]
     command += ["--reference", "embedded", "--trust-embedded-code", "--save-truth", "truth.npz"]
     environment = {**os.environ, **SECRETS, "OMP_NUM_THREADS": "1", "HOME": str(folder), "PYTHONPATH": f".{os.pathsep}"}
     with open(folder / "spy.pkl") as secret:

@@ -7,18 +7,17 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from jax_edm2.converter import snapshot as snapshot_module
+from jax_edm2.converter.errors import ConverterError
+from jax_edm2.converter.snapshot import SnapshotError, read_snapshot
+from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules, write_snapshot
+from jax_edm2.torch_ref.training import EDM2Loss
 
-import torch_ref.network
-from converter import snapshot as snapshot_module
-from converter.errors import ConverterError
-from converter.snapshot import SnapshotError, read_snapshot
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support import plain
 from tests.support.networks import network
-from torch_ref.encoders import StabilityVAEEncoder
-from torch_ref.network import Precond
-from torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules, write_snapshot
-from torch_ref.training import EDM2Loss
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_everything_of_a_snapshot(net, tmp_path, monkeypatch):
         assert snapshot.config.channel_mult == (1, 2)
         assert snapshot.encoder.vae == "stabilityai/sd-vae-ft-mse"
         assert (snapshot.loss.P_mean, snapshot.loss.P_std, snapshot.loss.sigma_data) == (-0.8, 1.6, 0.5)
-        assert snapshot.source == inspect.getsource(torch_ref.network)
+        assert snapshot.source == inspect.getsource(inspect.getmodule(Precond))
         assert list(snapshot.tensors) == list(net.state_dict())
         for name, tensor in net.half().state_dict().items():
             np.testing.assert_array_equal(snapshot.read(name), tensor.numpy())

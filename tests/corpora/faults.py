@@ -25,19 +25,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax_edm2.converter.networks import in_memory
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.cases import Plan
+from jax_edm2.converter.verify.jax_side.candidate import Candidate
+from jax_edm2.converter.verify.jax_side.judgement import judge
+from jax_edm2.converter.verify.outcome import Outcome
+from jax_edm2.converter.verify.torch_side import oracle
+from jax_edm2.converter.verify.torch_side.job import Job
+from jax_edm2.converter.verify.truth import Truth
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
-from converter.networks import in_memory
-from converter.snapshot import read_snapshot
-from converter.verify.cases import Plan
-from converter.verify.jax_side.candidate import Candidate
-from converter.verify.jax_side.judgement import judge
-from converter.verify.outcome import Outcome
-from converter.verify.torch_side import oracle
-from converter.verify.torch_side.job import Job
-from converter.verify.truth import Truth
 from jax_edm2.network import Precond
 from tests.support.networks import network
-from torch_ref.snapshot import write_snapshot
 
 CONFIG = {
     "img_resolution": 8,

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import EasyDict
 
 from tests.corpora.hostile_pickles import (
     CONFIG,
@@ -25,8 +27,6 @@ from tests.corpora.hostile_pickles import (
     weight,
 )
 from tests.corpora.inputs import ACCEPT, Input, snapshot_input
-from torch_ref.network import Precond
-from torch_ref.snapshot import EasyDict
 
 INPUTS: list[Input] = []
 

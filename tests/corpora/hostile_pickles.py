@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import ClassVar
 
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules
+
 from tests.support.networks import network
-from torch_ref.network import Precond
-from torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules
 
 SENTINEL = "executed"  # the file that a payload makes in the working folder, if it is run
 

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import torch
+from jax_edm2.torch_ref.snapshot import EasyDict
 
 from tests.corpora.hostile_pickles import (
     CONFIG,
@@ -26,7 +27,6 @@ from tests.corpora.hostile_pickles import (
     weight,
 )
 from tests.corpora.inputs import ACCEPT, Input, snapshot_input
-from torch_ref.snapshot import EasyDict
 
 INPUTS: list[Input] = []
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-
-from converter.snapshot import read_snapshot
-from golden import demo
-from golden.digits import CONFIG, LOSS, DigitClassifier, draw, load_network, train
-from torch_ref.sampling import heun, noise_levels
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.golden import demo
+from jax_edm2.golden.digits import CONFIG, LOSS, DigitClassifier, draw, load_network, train
+from jax_edm2.torch_ref.sampling import heun, noise_levels
 
 
 def test_the_committed_snapshot_is_what_the_script_trains(digits_pkl):
@@ -24,7 +23,7 @@ def test_a_classifier_recognises_its_samples(digits_pkl):
 
 
 def test_training_runs_and_is_seeded(tmp_path, monkeypatch):
-    monkeypatch.setattr("golden.digits.BATCH", 8)
+    monkeypatch.setattr("jax_edm2.golden.digits.BATCH", 8)
     for folder in ("a", "b"):
         train(tmp_path / folder, batches=2)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())

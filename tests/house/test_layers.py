@@ -4,9 +4,8 @@ import ast
 import subprocess
 
 import pytest
-
-from converter import processes
-from converter.processes import ROOT
+from jax_edm2.converter import processes
+from jax_edm2.converter.processes import ROOT
 
 
 def imported(path):
@@ -31,7 +30,7 @@ def test_only_command_lines_know_click():
 def test_importing_the_library_starts_nothing(name):
     """What takes long is imported when it is needed."""
     code = (
-        f"import sys, converter.{name};"
+        f"import sys, jax_edm2.converter.{name};"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'click', 'flax', 'jax', 'jaxlib', 'numpy', 'PIL',"
         " 'requests', 'torch', 'tqdm'}))"
     )

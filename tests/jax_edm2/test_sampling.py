@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import unflatten_dict
+from jax_edm2.converter.names import jax_path
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.golden.digits import load_network
+from jax_edm2.torch_ref import sampling as reference
+from jax_edm2.torch_ref.network import Precond
 
 import jax_edm2
-import torch_ref.sampling
-from converter.names import jax_path
-from converter.snapshot import read_snapshot
-from golden.digits import load_network
 from jax_edm2.generation import Draw
 from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
 from jax_edm2.settings import Churn, Settings, noise_levels
 from tests.support.networks import network
 from tests.support.samples import OPTIONS, with_jax, with_torch
-from torch_ref.network import Precond
 
 SEEDS = 16  # `make sampling` takes 256
 BOUND = 1e-4  # of pixels from -1 to 1; measured for 256 seeds: 4e-5 (one step from sigma 80 at once), else 2e-5
@@ -54,11 +54,11 @@ def test_the_schedule_is_that_of_generate_images(steps, low, high, rho):
 
 def test_one_step_goes_from_sigma_max_to_the_denoised_image():
     """The published formula divides by N - 1: the one level is sigma_max, and Heun's step to 0 is Euler's."""
-    for levels in (noise_levels(1), torch_ref.sampling.noise_levels(1)):
+    for levels in (noise_levels(1), reference.noise_levels(1)):
         assert levels == pytest.approx([80.0, 0.0], rel=1e-14)
     noise = np.linspace(-2, 2, 5, dtype=np.float32).reshape(5, 1, 1, 1)
     ours = list(heun_states(gaussian, jnp.asarray(noise), noise_levels(1)))
-    theirs = list(torch_ref.sampling.heun_states(gaussian, torch.from_numpy(noise), torch_ref.sampling.noise_levels(1)))
+    theirs = list(reference.heun_states(gaussian, torch.from_numpy(noise), reference.noise_levels(1)))
     assert len(ours) == len(theirs) == 2
     for x, y in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5)  # D is a 25,000th of x, and the difference of x and x - D

@@ -5,12 +5,12 @@ import re
 import jax
 import torch
 from flax.traverse_util import flatten_dict
+from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA
 
 import jax_edm2
 from tests.jax_edm2.test_parity import jax_variables
 from tests.support.networks import network, relative_error
 from tests.surveys.readme import TEXT
-from torch_ref.training import EDM2Loss, PowerFunctionEMA
 
 TINY = {
     "img_resolution": 4,

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from converter import processes
+from jax_edm2.converter import processes
 
 FORKS = multiprocessing.get_context("forkserver")
 # What commands import is there before they are called.
 FORKS.set_forkserver_preload(
     [
-        *("converter.downloads.download", "converter.cli.convert", "converter.cli.sample", "converter.cli.verify"),
+        "jax_edm2.converter.downloads.download",
+        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "sample", "verify")),
         *("jax_edm2.generation", "jax_edm2.decoding", "orbax.checkpoint", "tests.support.children"),
     ]
 )
@@ -35,8 +36,8 @@ def command(module: str) -> list[str]:
 
 def download(url: str, folder: str, locks: bool = True, lease: bool = True):
     """Fetch into a cache. locks: of the operating system; lease: the one of our own. Without, they do nothing."""
-    from converter.downloads import download as module
-    from converter.downloads.cache import Cache
+    from jax_edm2.converter.downloads import download as module
+    from jax_edm2.converter.downloads.cache import Cache
 
     module.BACKOFF = 0.01
     if not locks:
@@ -47,17 +48,17 @@ def download(url: str, folder: str, locks: bool = True, lease: bool = True):
 
 
 def convert(source: str, target: str):
-    from converter.convert import convert
-    from converter.snapshot import read_snapshot
+    from jax_edm2.converter.convert import convert
+    from jax_edm2.converter.snapshot import read_snapshot
 
     with read_snapshot(source) as snapshot:
         convert(snapshot, target, overwrite=True)
 
 
 COMMANDS = {
-    "edm2-convert": "converter.cli.convert",
-    "edm2-sample": "converter.cli.sample",
-    "edm2-verify": "converter.cli.verify",
+    "edm2-convert": "jax_edm2.converter.cli.convert",
+    "edm2-sample": "jax_edm2.converter.cli.sample",
+    "edm2-verify": "jax_edm2.converter.cli.verify",
 }
 
 

@@ -6,7 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.processes import ROOT
+from jax_edm2.converter.processes import ROOT
+
 from tests.support import children
 
 

@@ -3,10 +3,9 @@
 import hashlib
 
 import pytest
-
-from converter.downloads.cache import key_of
-from converter.downloads.download import DownloadError, fetch
-from converter.snapshot import read_snapshot
+from jax_edm2.converter.downloads.cache import key_of
+from jax_edm2.converter.downloads.download import DownloadError, fetch
+from jax_edm2.converter.snapshot import read_snapshot
 
 
 def check(path):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax_edm2.converter.verify import shapes
+from jax_edm2.converter.verify.archive import npy_header
+from jax_edm2.converter.verify.cases import Plan
+from jax_edm2.converter.verify.facts import as_json
+from jax_edm2.converter.verify.taps import EMBEDDING, block_scope
+from jax_edm2.converter.verify.truth import MEMBER, SCHEMA
 
-from converter.verify import shapes
-from converter.verify.archive import npy_header
-from converter.verify.cases import Plan
-from converter.verify.facts import as_json
-from converter.verify.taps import EMBEDDING, block_scope
-from converter.verify.truth import MEMBER, SCHEMA
 from jax_edm2.config import EDM2Config
 
 SMALL = EDM2Config(

@@ -11,9 +11,8 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-
-from converter.snapshot import Snapshot
-from torch_ref import encoders, network, training
+from jax_edm2.converter.snapshot import Snapshot
+from jax_edm2.torch_ref import encoders, network, training
 
 STORAGES = {
     "HalfStorage": torch.float16,

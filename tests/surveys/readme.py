@@ -16,16 +16,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from jax_edm2.converter import processes
+from jax_edm2.converter.processes import ROOT
 from PIL import Image
-
-from converter import processes
-from converter.processes import ROOT
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
     "converting", "verifying", "goldens", "sampling", "library", "speed", "internals",
 ))]  # fmt: skip
 TEXT = "\n".join(page.read_text() for page in PAGES)
-MODULES = {f"edm2-{name}": f"converter.cli.{name}" for name in ("convert", "verify", "sample")}
+MODULES = {f"edm2-{name}": f"jax_edm2.converter.cli.{name}" for name in ("convert", "verify", "sample")}
 NOT_RUN = ("pip ", "make test", "edm2-verify --golden")
 EXIT_USAGE = 2
 
@@ -55,7 +54,7 @@ def masked(text: str) -> str:
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     words, cache = shlex.split(command), folder / "cache"
     if command.startswith("make demo"):
-        words, folder = processes.module("golden.demo"), ROOT  # as `make` does
+        words, folder = processes.module("jax_edm2.golden.demo"), ROOT  # as `make` does
     else:
         words = [*processes.module(MODULES[words[0]]), *words[1:]]
         if "--preset" in command:

@@ -10,17 +10,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from jax_edm2.converter.convert import convert
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.golden.digits import DigitClassifier, load_network
+from jax_edm2.torch_ref.encoders import StandardRGBEncoder
 
 import jax_edm2
-from converter.convert import convert
-from converter.processes import ROOT
-from converter.snapshot import read_snapshot
-from golden.digits import DigitClassifier, load_network
 from jax_edm2.decoding import decode_pixels
 from jax_edm2.generation import Draw
 from jax_edm2.settings import Settings
 from tests.support.samples import OPTIONS, with_jax, with_torch
-from torch_ref.encoders import StandardRGBEncoder
 
 GOLDEN = ROOT / "golden"
 BOUND, LEVELS, SHARE = 1e-4, 1, 1e-3  # of pixels; of 8-bit pictures; of 8-bit pixels that differ at all

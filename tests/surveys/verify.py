@@ -19,19 +19,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
+from jax_edm2.converter.networks import in_memory
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.cases import Plan
+from jax_edm2.converter.verify.jax_side.candidate import Candidate
+from jax_edm2.converter.verify.jax_side.judgement import judge
+from jax_edm2.converter.verify.outcome import Outcome
+from jax_edm2.converter.verify.torch_side import oracle
+from jax_edm2.converter.verify.torch_side.job import Job
+from jax_edm2.converter.verify.truth import Truth
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
-from converter.networks import in_memory
-from converter.snapshot import read_snapshot
-from converter.verify.cases import Plan
-from converter.verify.jax_side.candidate import Candidate
-from converter.verify.jax_side.judgement import judge
-from converter.verify.outcome import Outcome
-from converter.verify.torch_side import oracle
-from converter.verify.torch_side.job import Job
-from converter.verify.truth import Truth
 from jax_edm2.network import Precond
 from tests.support.networks import configs, network
-from torch_ref.snapshot import write_snapshot
 
 
 def verify_random(kwargs: dict, number: int, folder: Path, plan: Plan) -> Outcome:

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.torch_ref import snapshot
+from jax_edm2.torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
+from jax_edm2.torch_ref.network import Precond, normalize
+from jax_edm2.torch_ref.sampling import heun, noise_levels
+from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA, learning_rate, power_function_exponent
 
-from converter.snapshot import read_snapshot
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.networks import network
-from torch_ref import snapshot
-from torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
-from torch_ref.network import Precond, normalize
-from torch_ref.sampling import heun, noise_levels
-from torch_ref.training import EDM2Loss, PowerFunctionEMA, learning_rate, power_function_exponent
 
 
 def test_learning_rate_ramps_up_then_decays_as_inverse_square_root():

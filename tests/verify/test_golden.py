@@ -8,21 +8,21 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from jax_edm2.converter import processes
+from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.verify.golden import networks
+from jax_edm2.converter.verify.golden.check import FOLDER, check_golden, check_records
+from jax_edm2.converter.verify.golden.networks import network_tensors, normalised_digest
+from jax_edm2.converter.verify.truth import Truth, projection
+from jax_edm2.converter.verify.verdict import MARGIN
+from jax_edm2.golden import ema, truths
 
-from converter import processes
-from converter.processes import ROOT
-from converter.verify.golden import networks
-from converter.verify.golden.check import FOLDER, check_golden, check_records
-from converter.verify.golden.networks import network_tensors, normalised_digest
-from converter.verify.truth import Truth, projection
-from converter.verify.verdict import MARGIN
-from golden import ema, truths
 from jax_edm2.config import EDM2Config
 from tests.corpora.faults import FAULTS
 from tests.support.command_line import Tool
 from tests.surveys.golden_faults import tripped
 
-run = Tool("edm2-verify", processes.module("converter.cli.verify")).run
+run = Tool("edm2-verify", processes.module("jax_edm2.converter.cli.verify")).run
 SMALL = ("one-level.npz", "balances.npz")
 
 

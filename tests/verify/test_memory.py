@@ -8,28 +8,28 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax_edm2.converter.cli.verify import edm2_verify
+from jax_edm2.converter.errors import ConverterError
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify import oracle_process
+from jax_edm2.converter.verify.cases import Plan, make_case
+from jax_edm2.converter.verify.jax_side import taps as jax_taps
+from jax_edm2.converter.verify.jax_side import unread
+from jax_edm2.converter.verify.jax_side.candidate import load_candidate
+from jax_edm2.converter.verify.jax_side.judgement import judge
+from jax_edm2.converter.verify.oracle_process import make_truth, truth_bytes
+from jax_edm2.converter.verify.request import FromSnapshot, VerifyError
+from jax_edm2.converter.verify.torch_side import oracle
+from jax_edm2.converter.verify.torch_side.job import Job
+from jax_edm2.converter.verify.torch_side.reference import Reference
+from jax_edm2.converter.verify.torch_side.taps import tapped
+from jax_edm2.converter.verify.truth import Truth
+from jax_edm2.torch_ref.snapshot import write_snapshot
 
-from converter.cli.verify import edm2_verify
-from converter.errors import ConverterError
-from converter.snapshot import read_snapshot
-from converter.verify import oracle_process
-from converter.verify.cases import Plan, make_case
-from converter.verify.jax_side import taps as jax_taps
-from converter.verify.jax_side import unread
-from converter.verify.jax_side.candidate import load_candidate
-from converter.verify.jax_side.judgement import judge
-from converter.verify.oracle_process import make_truth, truth_bytes
-from converter.verify.request import FromSnapshot, VerifyError
-from converter.verify.torch_side import oracle
-from converter.verify.torch_side.job import Job
-from converter.verify.torch_side.reference import Reference
-from converter.verify.torch_side.taps import tapped
-from converter.verify.truth import Truth
 from jax_edm2.config import expected_tree
 from jax_edm2.messages import one_line
 from tests.bench import verify_memory
 from tests.support.networks import network
-from torch_ref.snapshot import write_snapshot
 
 CONFIG = {
     "img_resolution": 8,

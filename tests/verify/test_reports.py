@@ -7,15 +7,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from jax_edm2.converter.verify.golden import report as golden
+from jax_edm2.converter.verify.golden.check import Exact
+from jax_edm2.converter.verify.report.html import html
+from jax_edm2.converter.verify.report.markup import markdown as md
+from jax_edm2.converter.verify.report.markup import markdown_code
+from jax_edm2.converter.verify.report.plots import Series, log_plot
+from jax_edm2.converter.verify.report.text import markdown, share, terminal, to_json
+from jax_edm2.converter.verify.truth import Truth
 
-from converter.verify.golden import report as golden
-from converter.verify.golden.check import Exact
-from converter.verify.report.html import html
-from converter.verify.report.markup import markdown as md
-from converter.verify.report.markup import markdown_code
-from converter.verify.report.plots import Series, log_plot
-from converter.verify.report.text import markdown, share, terminal, to_json
-from converter.verify.truth import Truth
 from jax_edm2.messages import one_line
 from jax_edm2.strict_json import clean, dumps
 from tests.corpora.hostile_truths import BALANCES
@@ -43,7 +43,7 @@ ALL = " ".join(EVIL)
 
 def outcome(monkeypatch, tmp_path, change=lambda facts: None, base=Parts.made_up):
     """What is found by a truth file whose facts were changed."""
-    from converter.verify.jax_side import examination, judgement
+    from jax_edm2.converter.verify.jax_side import examination, judgement
 
     monkeypatch.setattr(judgement, "jax_switches", lambda _: {"problem": None, "XLA_FLAGS": ALL})
     for name, value in STILL.items():

@@ -3,12 +3,11 @@
 import subprocess
 
 import pytest
-
-from converter import processes
+from jax_edm2.converter import processes
 
 SIDES = {
-    "torch": ("torch_side.oracle", ("jax", "flax", "converter.verify.jax_side")),
-    "jax": ("jax_side.judgement", ("torch", "torch_ref", "converter.verify.torch_side.oracle")),
+    "torch": ("torch_side.oracle", ("jax", "flax", "jax_edm2.converter.verify.jax_side")),
+    "jax": ("jax_side.judgement", ("torch", "torch_ref", "jax_edm2.converter.verify.torch_side.oracle")),
     "neither": ("run", ("jax", "flax", "torch", "torch_ref")),
 }
 

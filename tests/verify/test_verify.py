@@ -10,19 +10,20 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from jax_edm2.converter.networks import in_memory
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.cases import Plan, make_case
+from jax_edm2.converter.verify.jax_side.candidate import Candidate
+from jax_edm2.converter.verify.jax_side.judgement import judge
+from jax_edm2.converter.verify.jax_side.precision import probe_jax
+from jax_edm2.converter.verify.precision import probe_verdict
+from jax_edm2.converter.verify.throughput.job import EAGER, FOLDED, LOADED, Job
+from jax_edm2.converter.verify.throughput.measure import measure
+from jax_edm2.converter.verify.throughput.worker import WorkerDied
+from jax_edm2.converter.verify.torch_side.precision import probe_torch
+from jax_edm2.converter.verify.truth import Truth
+from jax_edm2.torch_ref.training import PowerFunctionEMA
 
-from converter.networks import in_memory
-from converter.snapshot import read_snapshot
-from converter.verify.cases import Plan, make_case
-from converter.verify.jax_side.candidate import Candidate
-from converter.verify.jax_side.judgement import judge
-from converter.verify.jax_side.precision import probe_jax
-from converter.verify.precision import probe_verdict
-from converter.verify.throughput.job import EAGER, FOLDED, LOADED, Job
-from converter.verify.throughput.measure import measure
-from converter.verify.throughput.worker import WorkerDied
-from converter.verify.torch_side.precision import probe_torch
-from converter.verify.truth import Truth
 from jax_edm2 import Precond, fold, save
 from jax_edm2 import network as jax_network
 from jax_edm2.config import EDM2Config
@@ -30,7 +31,6 @@ from jax_edm2.tensors import CheckpointError
 from tests.corpora.faults import Laboratory
 from tests.support.networks import configs, relative_error
 from tests.surveys.verify import verify_random
-from torch_ref.training import PowerFunctionEMA
 
 
 @pytest.fixture(scope="module")

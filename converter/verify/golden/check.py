@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.names import jax_path
-from converter.verify.golden.networks import DATA, GoldenError, network_config, network_tensors, normalised_digest
-from converter.verify.outcome import Outcome, Progress
-from converter.verify.truth import Truth
-from converter.verify.verdict import DISAGREES
 from jax_edm2 import strict_json
+
+from ...names import jax_path
+from ..outcome import Outcome, Progress
+from ..truth import Truth
+from ..verdict import DISAGREES
+from .networks import DATA, GoldenError, network_config, network_tensors, normalised_digest
 
 FOLDER = DATA / "truths"
 MOST_GOLDENS = 100
@@ -105,9 +106,10 @@ def check_golden(truth: Truth) -> Outcome:
     import jax.numpy as jnp
     from flax.traverse_util import unflatten_dict
 
-    from converter.verify.jax_side.candidate import Candidate
-    from converter.verify.jax_side.judgement import judge
     from jax_edm2.network import Precond
+
+    from ..jax_side.candidate import Candidate
+    from ..jax_side.judgement import judge
 
     assert truth.golden is not None
     tensors = network_tensors(truth.golden.network)
@@ -122,7 +124,7 @@ def check_golden(truth: Truth) -> Outcome:
 
 def check_records() -> list[Exact]:
     """The records beside the networks: torch's random streams, and the coefficients of EMA profiles."""
-    from converter.verify.golden import ema, torch_streams
+    from . import ema, torch_streams
 
     checks = []
     for device, record in _record(torch_streams.RECORD).items():

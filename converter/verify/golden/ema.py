@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from converter.verify.golden.networks import DATA
+from .networks import DATA
 
 RECORD = DATA / "ema.json"
 VALUES = np.cos(np.arange(1.0, 101.0))  # of a parameter, after every step of training

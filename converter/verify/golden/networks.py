@@ -5,17 +5,18 @@ Together the tiny ones have every configuration option at a value that is not it
 
 import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converter import processes
-from converter.errors import ConverterError
-from converter.names import jax_path, torch_name
-from converter.snapshot import read_snapshot
 from jax_edm2.config import EDM2Config, expected_tree
 
-DATA = processes.ROOT / "golden"  # the recordings, which nothing here makes
+from ...errors import ConverterError
+from ...names import jax_path, torch_name
+from ...snapshot import read_snapshot
+
+DATA = Path(__file__).parents[3] / "golden"  # the recordings, which nothing here makes
 DIGITS = DATA / "digits.pkl"
 
 

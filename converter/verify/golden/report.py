@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from converter.verify.facts import Golden
-from converter.verify.golden.check import Exact
-from converter.verify.outcome import Outcome
-from converter.verify.report import text
-from converter.verify.report.files import write_report, write_whole
-from converter.verify.report.text import number, wrap
-from converter.verify.verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
 from jax_edm2.strict_json import clean, dumps
+
+from ..facts import Golden
+from ..outcome import Outcome
+from ..report import text
+from ..report.files import write_report, write_whole
+from ..report.text import number, wrap
+from ..verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
+from .check import Exact
 
 SCHEMA = "edm2-golden/1"
 

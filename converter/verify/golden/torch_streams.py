@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from converter.verify.golden.networks import DATA
 from jax_edm2.torch_random import TorchCPU, TorchCUDA
+
+from .networks import DATA
 
 RECORD = DATA / "torch_streams.json"
 STREAMS = {"cpu": TorchCPU, "cuda": TorchCUDA}

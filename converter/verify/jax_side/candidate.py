@@ -10,13 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converter.networks import in_memory
-from converter.snapshot import Snapshot
-from converter.verify.cases import HELD, STEP, Case, Plan, make_case, trajectory_start
-from converter.verify.jax_side.precision import jax_dtype, jax_precision
-from converter.verify.jax_side.taps import TappedNetwork
-from converter.verify.jax_side.unread import Unread, make_room, shapes, stored, unread
-from converter.verify.taps import Tap
 from jax_edm2.checkpoint import load
 from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.folding import fold
@@ -24,6 +17,14 @@ from jax_edm2.network import Precond
 from jax_edm2.sampling import heun_states
 from jax_edm2.settings import noise_levels
 from jax_edm2.training import denoising_loss
+
+from ...networks import in_memory
+from ...snapshot import Snapshot
+from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
+from ..taps import Tap
+from .precision import jax_dtype, jax_precision
+from .taps import TappedNetwork
+from .unread import Unread, make_room, shapes, stored, unread
 
 
 class Candidate:

@@ -12,22 +12,23 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from converter.errors import ConverterError
-from converter.names import torch_name
-from converter.snapshot import Snapshot
-from converter.verify.cases import STEP, Case, make_case
-from converter.verify.jax_side.candidate import Candidate
-from converter.verify.jax_side.parameters import compare_parameters
-from converter.verify.jax_side.unread import raised
-from converter.verify.metrics import Difference, difference, gradient_norm, psnr
-from converter.verify.outcome import Findings, Progress
-from converter.verify.taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
-from converter.verify.truth import Truth, projection
-from converter.verify.verdict import Tolerance, judge
 from jax_edm2.ema import update_average
 from jax_edm2.settings import noise_levels
 from jax_edm2.training import project_to_sphere
 from jax_edm2.twofold import Twofold
+
+from ...errors import ConverterError
+from ...names import torch_name
+from ...snapshot import Snapshot
+from ..cases import STEP, Case, make_case
+from ..metrics import Difference, difference, gradient_norm, psnr
+from ..outcome import Findings, Progress
+from ..taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
+from ..truth import Truth, projection
+from ..verdict import Tolerance, judge
+from .candidate import Candidate
+from .parameters import compare_parameters
+from .unread import raised
 
 
 def examine(

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import jax
 
-from converter import embedded
-from converter.snapshot import Snapshot
-from converter.verify.jax_side.candidate import Candidate
-from converter.verify.jax_side.examination import examine
-from converter.verify.jax_side.precision import jax_facts, jax_precision, jax_switches
-from converter.verify.outcome import Outcome, Progress, unsure, warnings, wrong
-from converter.verify.truth import Truth
-from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, TOLERANCES, Tolerance, guilty
 from jax_edm2.checkpoint import read_record
 from jax_edm2.config import EDM2Config
 from jax_edm2.record import Code, Record
+
+from ... import embedded
+from ...snapshot import Snapshot
+from ..outcome import Outcome, Progress, unsure, warnings, wrong
+from ..truth import Truth
+from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, TOLERANCES, Tolerance, guilty
+from .candidate import Candidate
+from .examination import examine
+from .precision import jax_facts, jax_precision, jax_switches
 
 
 def judge(

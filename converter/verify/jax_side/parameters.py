@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from converter.names import torch_name
-from converter.snapshot import Snapshot
+from ...names import torch_name
+from ...snapshot import Snapshot
 
 
 def compare_parameters(

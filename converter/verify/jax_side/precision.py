@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converter.verify.precision import PRECISIONS, PROBE, TERMS, machine, probe_verdict
 from jax_edm2 import network
+
+from ..precision import PRECISIONS, PROBE, TERMS, machine, probe_verdict
 
 
 def jax_dtype(precision: str) -> Any:

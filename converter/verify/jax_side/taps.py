@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from converter.names import torch_name
-from converter.verify.jax_side.unread import raised
-from converter.verify.taps import (
+from jax_edm2.config import EDM2Config
+from jax_edm2.network import Block, MPConv, MPFourier, Precond
+
+from ...names import torch_name
+from ..taps import (
     EMBEDDING,
     INPUT,
     OUTPUT,
@@ -25,8 +27,7 @@ from converter.verify.taps import (
     scopes,
     tap_of_parameter,
 )
-from jax_edm2.config import EDM2Config
-from jax_edm2.network import Block, MPConv, MPFourier, Precond
+from .unread import raised
 
 Visit = Callable[[Tap, Any], Any]
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from converter.names import jax_path
-from converter.snapshot import Snapshot
+from ...names import jax_path
+from ...snapshot import Snapshot
 
 
 class Unread:

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from converter import processes
+from ... import processes
 
 
 def xla_flags(precision: str, device: str) -> list[str]:

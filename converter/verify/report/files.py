@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from converter.verify.report.html import html
-from converter.verify.report.text import markdown
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.strict_json import dumps
+
+from .html import html
+from .text import markdown
 
 
 def write_report(record: dict[str, Any], folder: Path):

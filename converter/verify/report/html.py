@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from converter.verify.report.markup import escape
-from converter.verify.report.plots import Series, log_plot
-from converter.verify.report.text import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
-from converter.verify.verdict import AGREES
+from ..verdict import AGREES
+from .markup import escape
+from .plots import Series, log_plot
+from .text import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2330; --back: #fff; --soft: #667085; --line: #d9dde5; --card: #f6f7f9;

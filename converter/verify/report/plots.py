@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from converter.verify.report.markup import escape
+from .markup import escape
 
 WIDTH, HEIGHT = 1080, 300
 LEFT, RIGHT, TOP = 58, 12, 32

@@ -28,15 +28,16 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from converter import embedded
-from converter.verify.outcome import Outcome
-from converter.verify.report.markup import markdown as md
-from converter.verify.report.markup import markdown_code as code
-from converter.verify.taps import OPERATIONS, scopes
-from converter.verify.verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
 from jax_edm2 import __version__
 from jax_edm2.messages import one_line, printable
 from jax_edm2.strict_json import clean
+
+from ... import embedded
+from ..outcome import Outcome
+from ..taps import OPERATIONS, scopes
+from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
+from .markup import markdown as md
+from .markup import markdown_code as code
 
 SCHEMA = "edm2-verify/1"
 HEADLINES = {

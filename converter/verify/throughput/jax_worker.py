@@ -5,15 +5,16 @@ import time
 import jax
 import jax.numpy as jnp
 
-from converter.networks import in_memory
-from converter.snapshot import read_snapshot
-from converter.verify.cases import Plan, make_case
-from converter.verify.jax_side.precision import jax_dtype, jax_precision
-from converter.verify.throughput.job import CEILING, FOLDED, LOADED, MEMORY, SAMPLING, Job, Run, process_memory
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import sample
 from jax_edm2.settings import Settings
+
+from ...networks import in_memory
+from ...snapshot import read_snapshot
+from ..cases import Plan, make_case
+from ..jax_side.precision import jax_dtype, jax_precision
+from .job import CEILING, FOLDED, LOADED, MEMORY, SAMPLING, Job, Run, process_memory
 
 
 class Jax:

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converter.flops import multiply_accumulates
-from converter.verify.outcome import Progress
-from converter.verify.throughput.job import CEILING, COMPILED, EAGER, FOLDED, LOADED, MEMORY, SAMPLING, STEPS, Job
-from converter.verify.throughput.worker import Worker, WorkerDied
 from jax_edm2.config import EDM2Config
+
+from ...flops import multiply_accumulates
+from ..outcome import Progress
+from .job import CEILING, COMPILED, EAGER, FOLDED, LOADED, MEMORY, SAMPLING, STEPS, Job
+from .worker import Worker, WorkerDied
 
 WAYS = {"torch": (EAGER, COMPILED), "jax": (LOADED, FOLDED)}
 ROUNDS = 5

@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from converter.verify.throughput.job import Framework, Job, Run
+from .job import Framework, Job, Run
 
 
 def framework_of(name: str, job: Job) -> Framework:
     if name == "torch":
-        from converter.verify.throughput.torch_worker import Torch
+        from .torch_worker import Torch
 
         return Torch(job)
-    from converter.verify.throughput.jax_worker import Jax
+    from .jax_worker import Jax
 
     return Jax(job)
 

@@ -1,13 +1,13 @@
 """The ways of running a network in PyTorch: eager, compiled, and whole trajectories."""
 
 import torch
+from jax_edm2.torch_ref.sampling import heun, noise_levels
 
-from converter.snapshot import read_snapshot
-from converter.verify.cases import Plan, make_case
-from converter.verify.throughput.job import COMPILED, EAGER, MEMORY, SAMPLING, Job, Run, process_memory
-from converter.verify.torch_side.precision import set_torch, torch_dtype
-from converter.verify.torch_side.reference import Reference
-from torch_ref.sampling import heun, noise_levels
+from ...snapshot import read_snapshot
+from ..cases import Plan, make_case
+from ..torch_side.precision import set_torch, torch_dtype
+from ..torch_side.reference import Reference
+from .job import COMPILED, EAGER, MEMORY, SAMPLING, Job, Run, process_memory
 
 
 class Torch:

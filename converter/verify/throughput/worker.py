@@ -6,11 +6,11 @@ import subprocess
 from dataclasses import asdict
 from typing import Any
 
-from converter import processes
-from converter.errors import ConverterError
-from converter.verify.throughput.job import Job
+from ... import processes
+from ...errors import ConverterError
+from .job import Job
 
-MODULE = "converter.verify.throughput.serve"
+MODULE = "jax_edm2.converter.verify.throughput.serve"
 
 
 class WorkerDied(ConverterError):  # noqa: N818

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from converter.verify.taps import INPUT, Tap
+from ..taps import INPUT, Tap
 
 NOISE = 1e-7  # small enough for the response to be linear, and far above what float64 itself rounds
 ILL, DRAWS = 100.0, 4

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from converter.verify.cases import Case
-from converter.verify.metrics import difference
-from converter.verify.taps import (
+from ..cases import Case
+from ..metrics import difference
+from ..taps import (
     DENOISED,
     EMBEDDED,
     EMBEDDING,
@@ -20,8 +20,8 @@ from converter.verify.taps import (
     block_scope,
     boundaries,
 )
-from converter.verify.torch_side.conditioning import conditions
-from converter.verify.torch_side.session import Session, as_numpy
+from .conditioning import conditions
+from .session import Session, as_numpy
 
 
 class Forward:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from converter.verify.cases import HELD, Plan
+from ..cases import HELD, Plan
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set befor
 
 import numpy as np
 
-from converter.errors import ConverterError
-from converter.snapshot import Snapshot, read_snapshot
-from converter.verify.facts import Facts
-from converter.verify.torch_side.forward import Forward
-from converter.verify.torch_side.job import Job
-from converter.verify.torch_side.precision import set_torch, torch_facts
-from converter.verify.torch_side.reference import as_float32
-from converter.verify.torch_side.session import Session
-from converter.verify.torch_side.training import Training
-from converter.verify.torch_side.trajectory import trajectory_errors, write_trajectory
-from converter.verify.truth import TruthWriter, check_room
+from ...errors import ConverterError
+from ...snapshot import Snapshot, read_snapshot
+from ..facts import Facts
+from ..truth import TruthWriter, check_room
+from .forward import Forward
+from .job import Job
+from .precision import set_torch, torch_facts
+from .reference import as_float32
+from .session import Session
+from .training import Training
+from .trajectory import trajectory_errors, write_trajectory
 
 
 def compute(job: Job):
@@ -94,7 +94,7 @@ def _parameter_hashes(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _file_hash(snapshot: Snapshot) -> str:
-    from converter.convert import SourceHash
+    from ...convert import SourceHash
 
     with SourceHash(snapshot) as source_hash:
         return source_hash.result()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from converter.verify.precision import PRECISIONS, PROBE, TERMS, machine, probe_verdict
+from ..precision import PRECISIONS, PROBE, TERMS, machine, probe_verdict
 
 
 def torch_dtype(precision: str) -> torch.dtype:

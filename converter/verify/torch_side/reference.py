@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jax_edm2.torch_ref import network as torch_ref_network
+from jax_edm2.torch_ref.snapshot import installed
 
-from converter.errors import ConverterError
-from converter.snapshot import Snapshot
-from converter.verify.taps import Enough
-from converter.verify.torch_side.precision import torch_dtype
-from converter.verify.torch_side.taps import FUNCTIONS
-from torch_ref import network as torch_ref_network
-from torch_ref.snapshot import installed
+from ...errors import ConverterError
+from ...snapshot import Snapshot
+from ..taps import Enough
+from .precision import torch_dtype
+from .taps import FUNCTIONS
 
 
 class NetworkError(ConverterError):

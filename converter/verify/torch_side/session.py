@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from converter.snapshot import Snapshot
-from converter.verify.cases import Case, make_case
-from converter.verify.torch_side.job import Job
-from converter.verify.torch_side.reference import Reference
-from converter.verify.torch_side.taps import Visit, tapped
-from converter.verify.truth import TruthWriter
+from ...snapshot import Snapshot
+from ..cases import Case, make_case
+from ..truth import TruthWriter
+from .job import Job
+from .reference import Reference
+from .taps import Visit, tapped
 
 
 class Session:

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from converter.verify.taps import (
+from jax_edm2.config import EDM2Config
+
+from ..taps import (
     EMBEDDING,
     INPUT,
     LOGVAR,
@@ -21,7 +23,6 @@ from converter.verify.taps import (
     conv_in_scope,
     last_operation,
 )
-from jax_edm2.config import EDM2Config
 
 FUNCTIONS = ("normalize", "resample", "mp_silu", "mp_sum", "mp_cat")
 Visit = Callable[[Tap, torch.Tensor], torch.Tensor]

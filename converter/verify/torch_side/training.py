@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jax_edm2.torch_ref.training import power_function_exponent
 from torch.utils.checkpoint import checkpoint
 
-from converter.verify.cases import STEP, make_case
-from converter.verify.metrics import difference, gradient_norm
-from converter.verify.taps import block_scope
-from converter.verify.torch_side.conditioning import Rounding, condition, largest
-from converter.verify.torch_side.session import Session, as_numpy
-from torch_ref.training import power_function_exponent
+from ..cases import STEP, make_case
+from ..metrics import difference, gradient_norm
+from ..taps import block_scope
+from .conditioning import Rounding, condition, largest
+from .session import Session, as_numpy
 
 Keep = Callable[[str, np.ndarray], None]
 

@@ -1,11 +1,11 @@
 """The trajectory of the deterministic Heun sampler (arXiv 2206.00364, Algorithm 1)."""
 
 import numpy as np
+from jax_edm2.torch_ref.sampling import heun_states, noise_levels
 
-from converter.verify.cases import trajectory_start
-from converter.verify.metrics import difference
-from converter.verify.torch_side.session import Session, as_numpy
-from torch_ref.sampling import heun_states, noise_levels
+from ..cases import trajectory_start
+from ..metrics import difference
+from .session import Session, as_numpy
 
 
 def write_trajectory(session: Session):
