@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jax_edm2.layout import Folded, Layout
 from jax_edm2.network import Precond
-from jax_edm2.ops import effective_weight, wide
+from jax_edm2.ops import effective_weight, whole, wide
 
 
 def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Precond, Any]:
@@ -28,15 +28,23 @@ def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Pre
     if net.folded:
         return net, variables
     net = net.clone(folded=folding_for(net, platform or platform_of(variables)))
-    return net, _fold(net, variables)
+    # A program for each shape is soon compiled. What is sharded takes one for all: its parts come together in the same
+    # order on all devices, which programs that are started one after the other do not promise on a CPU.
+    parts = any(not leaf.is_fully_replicated for leaf in _arrays(variables))
+    return net, (_fold_at_once if parts else _fold)(net, variables)
 
 
 def platform_of(variables: Any) -> str:
     """cpu, gpu or tpu: where arrays are; while something is traced, or for numpy's arrays, JAX's default."""
-    for leaf in jax.tree_util.tree_leaves(variables):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
-            return next(iter(leaf.devices())).platform
+    for leaf in _arrays(variables):
+        return next(iter(leaf.devices())).platform
     return jax.default_backend()
+
+
+def _arrays(variables: Any) -> list[jax.Array]:
+    """JAX's arrays in a tree, without what is traced."""
+    leaves = jax.tree_util.tree_leaves(variables)
+    return [leaf for leaf in leaves if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)]
 
 
 def folding_for(net: Precond, platform: str) -> Folded:
@@ -53,9 +61,12 @@ def _fold(net: Precond, variables: Any) -> Any:
     return unflatten_dict(leaves)
 
 
+_fold_at_once = jax.jit(_fold, static_argnums=0)
+
+
 @partial(jax.jit, static_argnums=(2, 3))  # compiled once for every shape
 def _fold_weight(weight: jax.Array, gain: jax.Array | None, folded: Folded, dtype: Any) -> jax.Array:
-    w = effective_weight(weight.astype(wide(dtype)), gain)
+    w = effective_weight(whole(weight).astype(wide(dtype)), gain)
     return Layout.of(weight.shape, folded).arrange(w, dtype)
 
 

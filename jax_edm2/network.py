@@ -20,7 +20,7 @@ from jax import lax
 from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
 from jax_edm2.layout import Folded, Layout
-from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, wide
+from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, whole, wide
 from jax_edm2.shapes import AnyArray, Images, Labels, Logvar, Sigma
 from jax_edm2.twofold import Twofold
 
@@ -53,7 +53,7 @@ class MPConv(nn.Module):
         self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), self.layout.shape)
 
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
-        w = self.weight
+        w = whole(self.weight)
         if not self.folded:
             w = effective_weight(w.astype(wide(x.dtype)), gain)
         w = w.astype(x.dtype)
@@ -82,7 +82,7 @@ class MPFourier(nn.Module):
 
     def __call__(self, x: Twofold) -> Array:
         column = Twofold(x.hi[:, None], x.lo[:, None])
-        freqs, phases = (Twofold.of(v.value.astype(x.hi.dtype)) for v in (self.freqs, self.phases))
+        freqs, phases = (Twofold.of(whole(v.value).astype(x.hi.dtype)) for v in (self.freqs, self.phases))
         return twofold.cos(column * freqs + phases) * math.sqrt(2)
 
 

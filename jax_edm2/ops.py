@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jax_edm2.shapes import Activations, Floats, Values, Weight
 
@@ -34,9 +35,19 @@ def normalize(x: Values, axis: int | tuple[int, ...] | None = None, eps: float =
     return x / norm.astype(x.dtype)
 
 
+def sharded(x: Values) -> bool:
+    """Whether x is in parts on a mesh with explicit axes, whose operations want to be told where their results go."""
+    return any(axes is not None for axes in jax.typeof(x).sharding.spec)
+
+
+def whole(w: Values) -> Values:
+    """w on every device: parameters that are sharded come together where they are used (FSDP)."""
+    return jax.sharding.reshard(w, PartitionSpec(*[None] * w.ndim)) if sharded(w) else w
+
+
 def effective_weight(w: Weight, gain: Values | None = None) -> Weight:
     """What a layer multiplies with: normalize(w) gain / sqrt(fan_in) (Eq. 47), for w [out, in, ...], in its dtype."""
-    scale = 1 / math.sqrt(w[0].size)
+    scale = 1 / math.sqrt(math.prod(w.shape[1:]))
     return normalize(w) * (scale if gain is None else gain.astype(w.dtype) * scale)
 
 

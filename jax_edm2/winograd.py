@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_edm2.ops import sharded
+
 PRODUCTS = 16
 FEWEST = 32  # channels: with fewer there is nothing to be gained
 AT_ONCE = 2**24  # bytes of transformed pixels: of more, not all stays in the caches
@@ -41,7 +43,7 @@ def convolve(x: jax.Array, u: jax.Array) -> jax.Array:
     n, h, w, channels = x.shape
     size = x.dtype.itemsize * PRODUCTS * -(-h // 2) * -(-w // 2) * channels  # of one image, transformed
     images = max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * size <= AT_ONCE))
-    if images == n:
+    if images == n or sharded(x):  # of images that are on many devices, each has few
         return _convolve(x, u)
     y = lax.map(lambda part: _convolve(part, u), x.reshape(n // images, images, h, w, channels))
     return y.reshape(n, h, w, u.shape[-1])
@@ -52,11 +54,11 @@ def _convolve(x: jax.Array, u: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
     v = lax.optimization_barrier(jnp.stack(_into(x, 1)))  # in one loop with the next it would take XLA twice as long
     v = jnp.stack(_into(v, 3))  # [4, 4, N, tiles down, tiles across, in]
-    down, across = v.shape[3:5]
-    m = jnp.einsum("kti,kio->kto", v.reshape(PRODUCTS, -1, channels), u)
-    m = m.reshape(4, 4, n, down, across, u.shape[-1])
+    m = jnp.einsum("klnyxi,klio->klnyxo", v, u.reshape(4, 4, *u.shape[1:]))
     columns = [jnp.stack(_out_of(list(part)), axis=2) for part in _out_of(list(m))]  # [N, down, 2, across, out]
-    return jnp.stack(columns, axis=4).reshape(n, 2 * down, 2 * across, u.shape[-1])[:, :h, :w]
+    y = jnp.stack(columns, axis=4)  # [N, down, 2, across, 2, out]
+    y = y.reshape(n, -1, *y.shape[3:])  # merged in separate steps, as meshes with explicit axes demand
+    return y.reshape(n, y.shape[1], -1, u.shape[-1])[:, :h, :w]
 
 
 def _into(x: jax.Array, axis: int) -> list[jax.Array]:
