@@ -50,7 +50,7 @@ def convolve(x: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def _convolve(x: jax.Array, u: jax.Array) -> jax.Array:
-    n, h, w, channels = x.shape
+    n, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
     v = lax.optimization_barrier(jnp.stack(_into(x, 1)))  # in one loop with the next it would take XLA twice as long
     v = jnp.stack(_into(v, 3))  # [4, 4, N, tiles down, tiles across, in]
