@@ -15,11 +15,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
+
+import jax_edm2
 from jax_edm2.converter import processes
 from jax_edm2.torch_ref.encoders import StandardRGBEncoder
 from jax_edm2.torch_ref.sampling import heun, noise_levels
-
-import jax_edm2
 
 from .digits import contact_sheet, load_network, one_hot
 

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.svm import SVC
+
 from jax_edm2.torch_ref.encoders import StandardRGBEncoder
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.sampling import heun, noise_levels
 from jax_edm2.torch_ref.snapshot import write_snapshot
 from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA, learning_rate
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from sklearn.svm import SVC
 
 SEED = 0
 CONFIG = {

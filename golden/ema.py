@@ -14,6 +14,7 @@ import json
 import sys
 
 import numpy as np
+
 from jax_edm2.converter.verify.golden.ema import BOUNDS, RECORD, VALUES, distance
 
 STDS = (0.010, 0.025, 0.050, 0.085, 0.100, 0.130, 0.200, 0.250)

@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+
 from jax_edm2.converter import presets
 from jax_edm2.converter.flops import multiply_accumulates, paper_flops
-
 from jax_edm2.network import Precond
 
 FOLDER = Path(__file__).with_name("manifests")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from jax_edm2.converter.verify.cases import Plan
 from jax_edm2.converter.verify.facts import Golden
 from jax_edm2.converter.verify.golden.check import FOLDER, check_golden

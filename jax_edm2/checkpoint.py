@@ -42,25 +42,25 @@ def load(
     *,
     dtype: Any = None,
     compute_dtype: Any = None,
-    sharding: "jax.sharding.Sharding | jax.Device | None" = None,
+    sharding: "jax.sharding.Sharding | jax.Device | Mapping | None" = None,
     check: bool = True,
 ) -> "tuple[Precond, dict]":
     """A converted network and its variables: D = net.apply(variables, x, sigma, class_labels).
 
     The variables are a plain tree of the collections `params` and `constants`, whose shapes `expected_tree` gives.
     dtype: of the variables; as stored by default. compute_dtype: of the network's activations; float32 by default.
-    sharding: where every variable goes, one tensor at a time; to the default device by default. check: hold the
-    tensors, while they are read, to the digest in the record. Values that are NaN or infinite are not refused.
-    Raises: CheckpointError if the checkpoint is missing, broken or altered, or does not hold the network of its record.
+    sharding: where the variables go, one tensor at a time: a Sharding or Device for all, or a tree of them (FSDP),
+    whose leaves may stand for all that is below them. They are committed there. By default they are on JAX's default
+    device, uncommitted: they go where what they are used with is. check: hold the tensors, while they are read, to the
+    digest in the record. Values that are NaN or infinite are not refused.
+    Raises: CheckpointError if the checkpoint is missing, broken or altered, or does not hold the network of its record;
+    ValueError if `sharding` does not fit the variables.
     """
-    import jax
     import jax.numpy as jnp
     from flax.traverse_util import unflatten_dict
 
     from jax_edm2.network import Precond
-
-    if sharding is None or isinstance(sharding, jax.Device):
-        sharding = jax.sharding.SingleDeviceSharding(sharding or jax.local_devices()[0])
+    from jax_edm2.placement import placement
 
     with _open(Path(path)) as stored:
         if check:
@@ -69,7 +69,7 @@ def load(
         if problems:
             raise CheckpointError(f"{path}: does not hold the network of its record: " + listing(problems))
         digest = Digest() if check else None
-        variables = stored.variables(dtype, sharding, digest)
+        variables = stored.variables(dtype, placement(sharding, stored.shapes), digest)
         if digest is not None:
             digest.check(path, stored.record)
     net = Precond(stored.record.config, jnp.float32 if compute_dtype is None else compute_dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_edm2.ops import sharded
 from jax_edm2.record import Encoder
 from jax_edm2.shapes import Images, Pictures
 from jax_edm2.vae import VAEDecoder
@@ -53,9 +54,12 @@ def make_decoder(
                 f"{' and '.join(map(str, recorded))}"
             )
 
-        def decode_one(z):
-            return (jnp.clip(decoder(params, z[None])[0], 0, 1) * 255).astype(jnp.uint8)
+        def decode_all(z):
+            return (jnp.clip(decoder(params, z), 0, 1) * 255).astype(jnp.uint8)
 
-        return lax.map(decode_one, raw_latents(encoder, x), batch_size=batch)
+        z = raw_latents(encoder, x)
+        if sharded(z):  # of latents that are on many devices, each has few
+            return decode_all(z)
+        return lax.map(lambda one: decode_all(one[None])[0], z, batch_size=batch)
 
     return decode, params

@@ -123,6 +123,7 @@ class Generator:
         self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
         self.devices = list(devices or jax.local_devices())
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+        self._mesh = mesh
         everywhere, shared, churn = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
         self._replicated, self._shared, self._churn = (NamedSharding(mesh, p) for p in (everywhere, shared, churn))
         platform = self.devices[0].platform
@@ -168,6 +169,10 @@ class Generator:
             yield pending
 
     def _begin(self, seeds: list[int], size: int) -> Batch:
+        with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
+            return self._begin_here(seeds, size)
+
+    def _begin_here(self, seeds: list[int], size: int) -> Batch:
         draw = Draw.of(
             self.config, seeds, rng=self.rng, class_idx=self.class_idx, churn_draws=self.settings.churn_draws
         )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_edm2.shapes import Activations, Floats, Values, Weight
 
@@ -42,7 +42,9 @@ def sharded(x: Values) -> bool:
 
 def whole(w: Values) -> Values:
     """w on every device: parameters that are sharded come together where they are used (FSDP)."""
-    return jax.sharding.reshard(w, PartitionSpec(*[None] * w.ndim)) if sharded(w) else w
+    if not sharded(w):
+        return w
+    return jax.sharding.reshard(w, NamedSharding(jax.typeof(w).sharding.mesh, PartitionSpec(*[None] * w.ndim)))
 
 
 def effective_weight(w: Weight, gain: Values | None = None) -> Weight:

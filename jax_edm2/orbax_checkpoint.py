@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
+    from jax_edm2.placement import Placement
+
 MARK = "_CHECKPOINT_METADATA"  # a file that every orbax checkpoint has
 MOST_FILES = 10_000
 MOST_JSON = 4 * 2**20  # bytes of a file of metadata; XXL's largest has 70,000
@@ -55,29 +57,31 @@ class OrbaxCheckpoint:
                 raise CheckpointError(f"{path}: {printable(name[:200])} is {dtype}; weights are {known}")
         self.record = Record.from_json(text)
 
-    def variables(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
-        """All variables by path, as `dtype` (None: as stored), on the devices of `sharding`; hashed into `digest`.
+    def variables(self, dtype: Any, where: "Placement", digest: Digest | None) -> "dict[str, jax.Array]":
+        """All variables by path, as `dtype` (None: as stored), on the devices of `where`; hashed into `digest`.
 
-        Beside what is given back, one tensor at a time is brought together on the host, to be hashed or cast.
+        What goes to the default device is read to the host first, as a whole. Of the rest, one tensor at a time is
+        brought together there, to be hashed or cast.
         """
         import jax
         import numpy as np
         from flax.traverse_util import flatten_dict, unflatten_dict
 
-        tree = {
-            name: jax.ShapeDtypeStruct(shape, DTYPES[self.dtypes[name]].numpy, sharding=sharding)
-            for name, shape in self.shapes.items()
-        }
+        def wanted(name: str) -> Any:
+            shape, kind = self.shapes[name], DTYPES[self.dtypes[name]].numpy
+            if where[name] is None:
+                return np.broadcast_to(np.zeros((), kind), shape)  # for orbax: an array of numpy's
+            return jax.ShapeDtypeStruct(shape, kind, sharding=where[name])
+
+        tree = unflatten_dict({name: wanted(name) for name in self.shapes}, sep="/")
         with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
-            found = flatten_dict(reader.restore(self.path, unflatten_dict(tree, sep="/")), sep="/")
+            found = flatten_dict(reader.restore(self.path, tree), sep="/")
         for name in found:
-            if digest is None and dtype is None:
-                break
-            array = np.asarray(found[name])  # on a CPU without a copy
             if digest is not None:
-                digest.add_array(name, array)
+                digest.add_array(name, np.asarray(found[name]))  # on a CPU without a copy
             if dtype is not None:
-                found[name] = jax.device_put(array.astype(dtype), sharding)
+                found[name] = np.asarray(found[name]).astype(dtype)
+            found[name] = jax.device_put(found[name], where[name])
         return found
 
     def close(self):

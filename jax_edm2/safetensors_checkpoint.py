@@ -24,6 +24,8 @@ from jax_edm2.tensors import CheckpointError, Digest, Tensor, refuse_to_lose, st
 if TYPE_CHECKING:
     import jax
 
+    from jax_edm2.placement import Placement
+
 THREADS = 3  # that read, hash and write, and one of them flushes
 FLUSH_EVERY = 0.03  # seconds
 ROOM = 16  # bytes more in a header for what becomes known while tensors are written
@@ -46,22 +48,22 @@ class SafetensorsCheckpoint:
             raise
         self.shapes = {name: entry.shape for name, entry in self._file.entries.items()}
 
-    def variables(self, dtype: Any, sharding: "jax.sharding.Sharding", digest: Digest | None) -> "dict[str, jax.Array]":
-        """All variables by path, as `dtype` (None: as stored), on the devices of `sharding`; hashed into `digest`.
+    def variables(self, dtype: Any, where: "Placement", digest: Digest | None) -> "dict[str, jax.Array]":
+        """All variables by path, as `dtype` (None: as stored), on the devices of `where`; hashed into `digest`.
 
         One tensor at a time is on the host, and a few that are read ahead while they are hashed. Raises: FormatError.
         """
         import jax
 
-        def put(array):
-            return jax.device_put(array if dtype is None else array.astype(dtype), sharding)
+        def put(name, array):
+            return jax.device_put(array if dtype is None else array.astype(dtype), where[name])
 
         if digest is None:
-            return {name: put(self._file.array(name)) for name in self._file.entries}
+            return {name: put(name, self._file.array(name)) for name in self._file.entries}
         found = {}
         for name, array, sha256 in self._file.hashed_arrays():
             digest.add(name, str(array.dtype), array.shape, sha256)
-            found[name] = put(array)
+            found[name] = put(name, array)
         return found
 
     def close(self):

@@ -148,9 +148,9 @@ def _conv(params, name: str, x: jax.Array) -> jax.Array:
 def _norm(params, groups: int, name: str, x: jax.Array) -> jax.Array:
     """Group norm."""
     n, h, w, c = x.shape
-    y = x.reshape(n, h * w, groups, c // groups).astype(jnp.float32)
-    y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
-    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + NORM_EPS)
+    y = x.reshape(n, h, w, groups, c // groups).astype(jnp.float32)
+    y = y - jnp.mean(y, axis=(1, 2, 4), keepdims=True)
+    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 2, 4), keepdims=True) + NORM_EPS)
     scale, shift = (params[f"{name}.{part}"].astype(jnp.float32) for part in ("weight", "bias"))
     return (y.reshape(x.shape) * scale + shift).astype(x.dtype)
 

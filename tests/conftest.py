@@ -22,13 +22,12 @@ from tests.support.shapes import MODULES
 
 install_import_hook(MODULES, "tests.support.shapes.checked")  # before anybody imports them
 
+import jax_edm2
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.downloads import download
 from jax_edm2.converter.downloads.cache import Cache
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
-
-import jax_edm2
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile(

@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from jax_edm2.converter import processes
 from tqdm import tqdm
+
+from jax_edm2.converter import processes
 
 
 def measure(command):

@@ -28,7 +28,6 @@ from jax_edm2.converter.verify.report.text import throughput_lines
 from jax_edm2.converter.verify.throughput.job import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job
 from jax_edm2.converter.verify.throughput.measure import ROUNDS, WAYS, measure
 from jax_edm2.converter.verify.throughput.worker import WorkerDied
-
 from tests.bench.worker import JAX_EDM2, NVLABS, command
 
 DIGITS = ROOT / "golden" / "digits.pkl"
@@ -63,9 +62,9 @@ def load(checkpoint: Path, device: str) -> dict[str, float]:
 
 def measure_load(checkpoint: str, device: str) -> dict[str, float]:
     import jax
-    from jax_edm2.converter.devices import start
 
     import jax_edm2
+    from jax_edm2.converter.devices import start
 
     start(device)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)

@@ -12,13 +12,13 @@ import pytest
 import safetensors.numpy
 import torch
 from click.testing import CliRunner
+
+import jax_edm2
 from jax_edm2.converter import processes
 from jax_edm2.converter.cli.convert import edm2_convert
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 from jax_edm2.torch_ref.snapshot import write_snapshot
-
-import jax_edm2
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.children import command
 from tests.support.command_line import Tool

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from jax_edm2.converter.processes import ROOT
 
 START = f"""

@@ -13,19 +13,19 @@ import jax
 import numpy as np
 import pytest
 import torch
-from jax_edm2.converter.processes import ROOT
-from jax_edm2.golden.digits import CONFIG as DIGITS
-from jax_edm2.golden.digits import load_network
-from jax_edm2.torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
-from jax_edm2.torch_ref.network import Precond
-from jax_edm2.torch_ref.snapshot import randomize, write_snapshot
 from PIL import Image
 
 import jax_edm2
 from jax_edm2.config import EDM2Config
+from jax_edm2.converter.processes import ROOT
 from jax_edm2.generation import Draw
+from jax_edm2.golden.digits import CONFIG as DIGITS
+from jax_edm2.golden.digits import load_network
 from jax_edm2.record import Sampler
 from jax_edm2.settings import Settings
+from jax_edm2.torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import randomize, write_snapshot
 from tests.jax_edm2.test_vae import SMALL, torch_vae
 from tests.support.children import command
 from tests.support.command_line import Tool

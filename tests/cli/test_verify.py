@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jax_edm2
 from jax_edm2.converter import processes
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.processes import ROOT
@@ -19,8 +21,6 @@ from jax_edm2.converter.verify.report.text import SCHEMA
 from jax_edm2.torch_ref import network as torch_ref_network
 from jax_edm2.torch_ref import snapshot as torch_ref_snapshot
 from jax_edm2.torch_ref.snapshot import write_snapshot
-
-import jax_edm2
 from tests.support import children
 from tests.support.command_line import Tool
 from tests.support.networks import network
@@ -256,6 +256,7 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
 
 def test_throughput_alone_claims_no_agreement(small_pkl, monkeypatch):
     from click.testing import CliRunner
+
     from jax_edm2.converter.cli.verify import edm2_verify
     from jax_edm2.converter.verify.throughput import measure as throughput
 

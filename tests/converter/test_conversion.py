@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import jax_edm2
 from jax_edm2.converter import presets
 from jax_edm2.converter.conversion import ConversionRequest, fetch_and_convert
 from jax_edm2.converter.errors import UsageError
 from jax_edm2.converter.sources import Fetching
 from jax_edm2.torch_ref.snapshot import write_snapshot
-
-import jax_edm2
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.listener import Listener
 from tests.support.networks import network

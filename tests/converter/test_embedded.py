@@ -5,17 +5,17 @@ import inspect
 import json
 
 import pytest
+
+import jax_edm2
+from jax_edm2.config import EDM2Config
 from jax_edm2.converter import embedded, processes, sample
 from jax_edm2.converter.cli.convert import edm2_convert
 from jax_edm2.converter.cli.sample import edm2_sample
 from jax_edm2.converter.cli.verify import edm2_verify
 from jax_edm2.converter.meaning import MOST_BYTES, MeaningError, meaning_of
 from jax_edm2.converter.snapshot import read_snapshot
-from jax_edm2.torch_ref import network
-
-import jax_edm2
-from jax_edm2.config import EDM2Config
 from jax_edm2.record import Code, Record, RecordError
+from jax_edm2.torch_ref import network
 from tests.cli.test_verify import embedding
 
 SOURCE = inspect.getsource(network)

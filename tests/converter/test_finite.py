@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from jax_edm2.converter.finite import count_not_finite
 
+from jax_edm2.converter.finite import count_not_finite
 from jax_edm2.dtypes import DTYPES
 
 

@@ -9,15 +9,15 @@ import torch
 from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import jax_edm2
+from jax_edm2.checkpoint import WRITERS
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.names import jax_path, torch_name
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import write_snapshot
-
-import jax_edm2
-from jax_edm2.checkpoint import WRITERS
 from tests.support import plain
 from tests.support.networks import configs
 

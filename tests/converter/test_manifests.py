@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
+from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.converter import presets
 from jax_edm2.converter.flops import multiply_accumulates, paper_flops
 from jax_edm2.golden import manifests
-
-from jax_edm2.config import EDM2Config, expected_tree
 
 # Of arXiv 2312.02696 and NVlabs' README: Mparams, Gflops of img512 and of img64.
 PAPER = {

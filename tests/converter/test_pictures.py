@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+
 from jax_edm2.converter.pictures import Folder, PictureError, contact_sheet
 
 

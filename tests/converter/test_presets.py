@@ -5,6 +5,8 @@ import json
 
 import pytest
 from click.testing import CliRunner
+
+import jax_edm2
 from jax_edm2.converter import presets
 from jax_edm2.converter.cli.convert import edm2_convert
 from jax_edm2.converter.cli.verify import edm2_verify
@@ -13,8 +15,6 @@ from jax_edm2.converter.presets import ALIASES, PRESETS, PresetError, find, tens
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import published_config
-
-import jax_edm2
 from tests.support.server import Server
 
 MAIN, GUIDE = "edm2-img512-s-2147483-0.085", "edm2-img512-xs-uncond-2147483-0.085"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from jax_edm2.converter import processes
 from jax_edm2.converter.meaning import meaning_of
 from jax_edm2.converter.processes import ROOT
@@ -16,7 +17,6 @@ from jax_edm2.converter.verify.jax_side import xla_flags
 from jax_edm2.converter.verify.request import FromSnapshot, VerifyError, torch_device
 from jax_edm2.converter.verify.throughput.job import Job
 from jax_edm2.converter.verify.throughput.worker import Worker
-
 from tests.cli.test_verify import embedding
 
 NAMES = (

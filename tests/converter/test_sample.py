@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+
+import jax_edm2
 from jax_edm2.converter.errors import SampleError, UsageError
 from jax_edm2.converter.sample import sample
 from jax_edm2.converter.sample_request import SampleRequest, resolve
 from jax_edm2.converter.sources import Fetching
-from PIL import Image
-
-import jax_edm2
 from jax_edm2.record import Sampler
 from jax_edm2.settings import Settings
 from tests.support.listener import Listener

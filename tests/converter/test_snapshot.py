@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
 from jax_edm2.converter import snapshot as snapshot_module
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.snapshot import SnapshotError, read_snapshot
@@ -14,7 +15,6 @@ from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules, write_snapshot
 from jax_edm2.torch_ref.training import EDM2Loss
-
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support import plain
 from tests.support.networks import network

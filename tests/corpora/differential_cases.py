@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
 from jax_edm2.torch_ref.network import Block, MPConv
 from jax_edm2.torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules
 from jax_edm2.torch_ref.training import EDM2Loss
-
 from tests.corpora.hostile_pickles import CONFIG, HostilePickler
 from tests.support.networks import network
 from tests.support.unpickled import difference

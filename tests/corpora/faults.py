@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+
 from jax_edm2.converter.networks import in_memory
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.converter.verify.cases import Plan
@@ -34,9 +35,8 @@ from jax_edm2.converter.verify.outcome import Outcome
 from jax_edm2.converter.verify.torch_side import oracle
 from jax_edm2.converter.verify.torch_side.job import Job
 from jax_edm2.converter.verify.truth import Truth
-from jax_edm2.torch_ref.snapshot import write_snapshot
-
 from jax_edm2.network import Precond
+from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.support.networks import network
 
 CONFIG = {

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.record import CHECK, KEY
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 from jax_edm2.torch_ref.snapshot import write_snapshot
-
-from jax_edm2.record import CHECK, KEY
 from tests.corpora.hostile_pickles import CONFIG
 from tests.corpora.inputs import ACCEPT, Input
 from tests.support.json_mutants import MARK, RAW

@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
+
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import EasyDict
-
 from tests.corpora.hostile_pickles import (
     CONFIG,
     NUMEL,

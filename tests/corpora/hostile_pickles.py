@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import EasyDict, SnapshotPickler, container_modules
-
 from tests.support.networks import network
 
 SENTINEL = "executed"  # the file that a payload makes in the working folder, if it is run

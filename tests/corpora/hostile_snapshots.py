@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path
 
 import torch
-from jax_edm2.torch_ref.snapshot import EasyDict
 
+from jax_edm2.torch_ref.snapshot import EasyDict
 from tests.corpora.hostile_pickles import (
     CONFIG,
     NUMEL,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from jax_edm2.converter.verify.golden.check import FOLDER
 from jax_edm2.converter.verify.truth import MEMBER
-
 from tests.corpora.inputs import Input
 from tests.support.truths import NOTHING, PLAN, SMALL, Parts, archive, facts, sealed
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.golden import demo
 from jax_edm2.golden.digits import CONFIG, LOSS, DigitClassifier, draw, load_network, train

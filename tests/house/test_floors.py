@@ -4,9 +4,10 @@ import re
 import tomllib
 
 import pytest
-from jax_edm2.converter.processes import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from jax_edm2.converter.processes import ROOT
 
 SAFE = {  # the first release without the hole
     "click": "8.3.3",  # CVE-2026-7246 (of click.edit, and disputed)

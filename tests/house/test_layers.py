@@ -4,6 +4,7 @@ import ast
 import subprocess
 
 import pytest
+
 from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
 

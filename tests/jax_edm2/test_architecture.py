@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
-from jax_edm2.converter.names import jax_path, torch_name
-from jax_edm2.torch_ref import network, snapshot
-from jax_edm2.torch_ref.snapshot import published_config
 
 from jax_edm2.config import ConfigError, EDM2Config, expected_tree
+from jax_edm2.converter.names import jax_path, torch_name
 from jax_edm2.network import Precond
+from jax_edm2.torch_ref import network, snapshot
+from jax_edm2.torch_ref.snapshot import published_config
 from tests.support.networks import configs
 
 MPARAMS = {"xs": 124.7, "s": 280.2, "m": 497.8, "l": 777.5, "xl": 1119.3, "xxl": 1523.2}  # the paper's Table 2

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
-from jax_edm2.converter.convert import convert
-from jax_edm2.converter.snapshot import read_snapshot
 
 import jax_edm2
 from jax_edm2 import CheckpointError
+from jax_edm2.converter.convert import convert
+from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.record import Record, RecordError
 
 SUFFIX = {"safetensors": ".safetensors", "orbax": ""}

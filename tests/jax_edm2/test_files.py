@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from jax_edm2.converter.convert import convert
-from jax_edm2.converter.snapshot import read_snapshot
-from jax_edm2.torch_ref.snapshot import write_snapshot
 
 from jax_edm2 import files, read_record
+from jax_edm2.converter.convert import convert
+from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.files import whole_or_nothing
+from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support import children
 from tests.support.networks import network

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 import torch
+
 from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
-from jax_edm2.torch_ref.encoders import StandardRGBEncoder
-
 from jax_edm2.decoding import decode_pixels, make_decoder
 from jax_edm2.generation import Draw, Generator, JaxStreams, share
 from jax_edm2.record import Encoder
 from jax_edm2.settings import Churn, Settings
+from jax_edm2.torch_ref.encoders import StandardRGBEncoder
 
 QUICK = Settings(num_steps=4)
 

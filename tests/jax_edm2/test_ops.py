@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax_edm2.torch_ref.network import mp_cat as torch_cat
-from jax_edm2.torch_ref.network import mp_sum as torch_sum
-from jax_edm2.torch_ref.network import resample as torch_resample
 
 import jax_edm2
 from jax_edm2 import winograd
 from jax_edm2.folding import folding_for, platform_of
 from jax_edm2.ops import convolve, mp_cat, mp_sum, resample
+from jax_edm2.torch_ref.network import mp_cat as torch_cat
+from jax_edm2.torch_ref.network import mp_sum as torch_sum
+from jax_edm2.torch_ref.network import resample as torch_resample
 from tests.jax_edm2.test_parity import jax_variables
 from tests.support.networks import inputs, network, relative_error
 

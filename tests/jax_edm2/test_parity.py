@@ -8,9 +8,9 @@ import torch
 from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax_edm2.converter.names import jax_path
 
 from jax_edm2.config import EDM2Config
+from jax_edm2.converter.names import jax_path
 from jax_edm2.network import Precond
 from tests.support.networks import configs, evaluate, inputs, network, relative_error
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import unflatten_dict
-from jax_edm2.converter.names import jax_path
-from jax_edm2.converter.snapshot import read_snapshot
-from jax_edm2.golden.digits import load_network
-from jax_edm2.torch_ref import sampling as reference
-from jax_edm2.torch_ref.network import Precond
 
 import jax_edm2
+from jax_edm2.converter.names import jax_path
+from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.generation import Draw
+from jax_edm2.golden.digits import load_network
 from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
 from jax_edm2.settings import Churn, Settings, noise_levels
+from jax_edm2.torch_ref import sampling as reference
+from jax_edm2.torch_ref.network import Precond
 from tests.support.networks import network
 from tests.support.samples import OPTIONS, with_jax, with_torch
 

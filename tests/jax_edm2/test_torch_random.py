@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from jax_edm2.golden.torch_streams import RECORD, distance
 
+from jax_edm2.golden.torch_streams import RECORD, distance
 from jax_edm2.torch_random import TorchCPU, TorchCUDA, _philox
 
 SHAPE = (4, 64, 64)  # of an img512 latent

@@ -5,9 +5,9 @@ import re
 import jax
 import torch
 from flax.traverse_util import flatten_dict
-from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA
 
 import jax_edm2
+from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA
 from tests.jax_edm2.test_parity import jax_variables
 from tests.support.networks import network, relative_error
 from tests.surveys.readme import TEXT

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 
 from jax_edm2.decoding import make_decoder, raw_latents
 from jax_edm2.record import Encoder
+from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 from jax_edm2.vae import CONFIG, WEIGHTS, VAEConfig, VAEError, load_vae
 
 with warnings.catch_warnings():

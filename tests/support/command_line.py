@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jax_edm2.converter.processes import ROOT
-
 from tests.support import children
 
 

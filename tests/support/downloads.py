@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+
 from jax_edm2.converter.downloads.cache import key_of
 from jax_edm2.converter.downloads.download import DownloadError, fetch
 from jax_edm2.converter.snapshot import read_snapshot

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from jax_edm2.torch_ref.network import Precond
-from jax_edm2.torch_ref.snapshot import randomize
 
 from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.torch_ref.network import Precond
+from jax_edm2.torch_ref.snapshot import randomize
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 

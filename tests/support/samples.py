@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-from jax_edm2.golden.digits import one_hot
-from jax_edm2.torch_ref import sampling as reference
 
+from jax_edm2.golden.digits import one_hot
 from jax_edm2.sampling import sample
 from jax_edm2.settings import Churn, Settings
+from jax_edm2.torch_ref import sampling as reference
 
 OPTIONS = {
     "heun": Settings(),

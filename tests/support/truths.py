@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jax_edm2.config import EDM2Config
 from jax_edm2.converter.verify import shapes
 from jax_edm2.converter.verify.archive import npy_header
 from jax_edm2.converter.verify.cases import Plan
 from jax_edm2.converter.verify.facts import as_json
 from jax_edm2.converter.verify.taps import EMBEDDING, block_scope
 from jax_edm2.converter.verify.truth import MEMBER, SCHEMA
-
-from jax_edm2.config import EDM2Config
 
 SMALL = EDM2Config(
     img_resolution=4, img_channels=1, label_dim=3, model_channels=4, channel_mult=(1, 2), num_blocks=0,

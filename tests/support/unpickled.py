@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
+
 from jax_edm2.converter.snapshot import Snapshot
 from jax_edm2.torch_ref import encoders, network, training
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from jax_edm2.torch_ref.network import Block
 from jax_edm2.torch_ref.snapshot import EasyDict
-
 from tests.corpora.differential_cases import CASES, TABLES, Later, build, dumps, judge, sound
 
 # Mutants: each is given a snapshot's dictionary and a random generator, and changes something.

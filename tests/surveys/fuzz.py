@@ -18,13 +18,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
 from jax_edm2.converter.downloads.cache import Cache, CacheError, key_of, write_json
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
 from jax_edm2.torch_ref.snapshot import write_snapshot
-
 from tests.corpora.hostile_pickles import CONFIG
 from tests.support.networks import network
 from tests.support.unpickled import difference

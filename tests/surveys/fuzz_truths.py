@@ -18,6 +18,8 @@ from unittest import mock
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
+
+from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.verify.golden import report as golden
 from jax_edm2.converter.verify.golden.check import FOLDER
@@ -27,8 +29,6 @@ from jax_edm2.converter.verify.report.text import markdown, terminal, to_json
 from jax_edm2.converter.verify.shapes import tap_shapes, unlabelled_shapes
 from jax_edm2.converter.verify.taps import Tap
 from jax_edm2.converter.verify.truth import Truth
-
-from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.network import Precond
 from jax_edm2.strict_json import dumps
 from tests.support.json_mutants import mutants

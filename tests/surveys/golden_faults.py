@@ -8,9 +8,9 @@ import dataclasses
 import sys
 
 import jax
+
 from jax_edm2.converter.verify.golden.check import FOLDER, check_golden, check_records
 from jax_edm2.converter.verify.truth import Truth
-
 from tests.corpora.faults import FAULTS, Fault, edited
 
 ORDER = ("one-level", "options", "plain", "unconditional", "balances", "three-levels", "digits")

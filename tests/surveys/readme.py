@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
-from PIL import Image
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
     "converting", "verifying", "goldens", "sampling", "library", "speed", "internals",

@@ -10,16 +10,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
+import jax_edm2
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
-from jax_edm2.golden.digits import DigitClassifier, load_network
-from jax_edm2.torch_ref.encoders import StandardRGBEncoder
-
-import jax_edm2
 from jax_edm2.decoding import decode_pixels
 from jax_edm2.generation import Draw
+from jax_edm2.golden.digits import DigitClassifier, load_network
 from jax_edm2.settings import Settings
+from jax_edm2.torch_ref.encoders import StandardRGBEncoder
 from tests.support.samples import OPTIONS, with_jax, with_torch
 
 GOLDEN = ROOT / "golden"

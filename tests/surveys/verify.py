@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
+
 from jax_edm2.converter.networks import in_memory
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.converter.verify.cases import Plan
@@ -28,9 +29,8 @@ from jax_edm2.converter.verify.outcome import Outcome
 from jax_edm2.converter.verify.torch_side import oracle
 from jax_edm2.converter.verify.torch_side.job import Job
 from jax_edm2.converter.verify.truth import Truth
-from jax_edm2.torch_ref.snapshot import write_snapshot
-
 from jax_edm2.network import Precond
+from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.support.networks import configs, network
 
 

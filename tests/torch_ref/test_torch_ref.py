@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.torch_ref import snapshot
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder, StandardRGBEncoder
 from jax_edm2.torch_ref.network import Precond, normalize
 from jax_edm2.torch_ref.sampling import heun, noise_levels
 from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA, learning_rate, power_function_exponent
-
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support.networks import network
 

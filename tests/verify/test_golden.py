@@ -8,6 +8,8 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+
+from jax_edm2.config import EDM2Config
 from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.verify.golden import networks
@@ -16,8 +18,6 @@ from jax_edm2.converter.verify.golden.networks import network_tensors, normalise
 from jax_edm2.converter.verify.truth import Truth, projection
 from jax_edm2.converter.verify.verdict import MARGIN
 from jax_edm2.golden import ema, truths
-
-from jax_edm2.config import EDM2Config
 from tests.corpora.faults import FAULTS
 from tests.support.command_line import Tool
 from tests.surveys.golden_faults import tripped

@@ -7,14 +7,14 @@ import zipfile
 
 import numpy as np
 import pytest
+
+from jax_edm2.config import EDM2Config
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.verify.archive import MOST_MEMBERS
 from jax_edm2.converter.verify.cases import Plan, PlanError
 from jax_edm2.converter.verify.facts import Facts
 from jax_edm2.converter.verify.golden.check import find_goldens
 from jax_edm2.converter.verify.truth import MOST_BYTES, MOST_VALUES, Truth, TruthError, TruthWriter, _Record
-
-from jax_edm2.config import EDM2Config
 from jax_edm2.messages import one_line
 from tests.corpora.hostile_truths import BALANCES, BY_COMMAND, GOLDENS, TRUTHS
 from tests.support.truths import PLAN, SMALL, Parts, sealed, values

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+
+from jax_edm2.config import expected_tree
 from jax_edm2.converter.cli.verify import edm2_verify
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.snapshot import read_snapshot
@@ -24,10 +26,8 @@ from jax_edm2.converter.verify.torch_side.job import Job
 from jax_edm2.converter.verify.torch_side.reference import Reference
 from jax_edm2.converter.verify.torch_side.taps import tapped
 from jax_edm2.converter.verify.truth import Truth
-from jax_edm2.torch_ref.snapshot import write_snapshot
-
-from jax_edm2.config import expected_tree
 from jax_edm2.messages import one_line
+from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.bench import verify_memory
 from tests.support.networks import network
 

@@ -8,9 +8,9 @@ import threading
 from html.parser import HTMLParser
 
 import pytest
+
 from jax_edm2.converter.verify.report.html import html
 from jax_edm2.converter.verify.report.text import markdown, terminal, to_json
-
 from tests.corpora.faults import NETWORK, Laboratory
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+
 from jax_edm2.converter.verify.golden import report as golden
 from jax_edm2.converter.verify.golden.check import Exact
 from jax_edm2.converter.verify.report.html import html
@@ -15,7 +16,6 @@ from jax_edm2.converter.verify.report.markup import markdown_code
 from jax_edm2.converter.verify.report.plots import Series, log_plot
 from jax_edm2.converter.verify.report.text import markdown, share, terminal, to_json
 from jax_edm2.converter.verify.truth import Truth
-
 from jax_edm2.messages import one_line
 from jax_edm2.strict_json import clean, dumps
 from tests.corpora.hostile_truths import BALANCES

@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+
 from jax_edm2.converter import processes
 
 SIDES = {
@@ -15,6 +16,8 @@ SIDES = {
 @pytest.mark.parametrize("side", SIDES)
 def test_what_a_side_does_not_import(side):
     module, others = SIDES[side]
-    code = f"import sys, jax_edm2.converter.verify.{module}; print([name for name in {others!r} if name in sys.modules])"
+    code = (
+        f"import sys, jax_edm2.converter.verify.{module}; print([name for name in {others!r} if name in sys.modules])"
+    )
     done = subprocess.run(processes.python(code), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

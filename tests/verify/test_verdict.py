@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+
+from jax_edm2.config import EDM2Config
 from jax_edm2.converter.verify.metrics import CHUNK, difference, gradient_norm, psnr
 from jax_edm2.converter.verify.taps import EMBEDDING, Tap, scopes, tap_of_parameter, taps
 from jax_edm2.converter.verify.torch_side.conditioning import Rounding, conditions
 from jax_edm2.converter.verify.verdict import TOLERANCES, Guilty, guilty, judge
 from jax_edm2.torch_ref.network import normalize
-
-from jax_edm2.config import EDM2Config
 from tests.corpora.faults import CONFIG
 
 STRICT = TOLERANCES["float32"]
@@ -116,9 +116,8 @@ def test_a_gains_gradient_is_measured_against_those_of_all_gains():
 
 
 def test_every_parameter_has_a_tap(digits):
-    from jax_edm2.converter.names import torch_name
-
     from jax_edm2.config import expected_tree
+    from jax_edm2.converter.names import torch_name
 
     for config in (EDM2Config(**CONFIG), digits[0].config):
         known = set(taps(config))

@@ -10,6 +10,10 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+
+from jax_edm2 import Precond, fold, save
+from jax_edm2 import network as jax_network
+from jax_edm2.config import EDM2Config
 from jax_edm2.converter.networks import in_memory
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.converter.verify.cases import Plan, make_case
@@ -22,12 +26,8 @@ from jax_edm2.converter.verify.throughput.measure import measure
 from jax_edm2.converter.verify.throughput.worker import WorkerDied
 from jax_edm2.converter.verify.torch_side.precision import probe_torch
 from jax_edm2.converter.verify.truth import Truth
-from jax_edm2.torch_ref.training import PowerFunctionEMA
-
-from jax_edm2 import Precond, fold, save
-from jax_edm2 import network as jax_network
-from jax_edm2.config import EDM2Config
 from jax_edm2.tensors import CheckpointError
+from jax_edm2.torch_ref.training import PowerFunctionEMA
 from tests.corpora.faults import Laboratory
 from tests.support.networks import configs, relative_error
 from tests.surveys.verify import verify_random

@@ -1,6 +1,7 @@
 """The ways of running a network in PyTorch: eager, compiled, and whole trajectories."""
 
 import torch
+
 from jax_edm2.torch_ref.sampling import heun, noise_levels
 
 from ...snapshot import read_snapshot

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from jax_edm2.torch_ref import network as torch_ref_network
 from jax_edm2.torch_ref.snapshot import installed
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jax_edm2.torch_ref.training import power_function_exponent
 from torch.utils.checkpoint import checkpoint
+
+from jax_edm2.torch_ref.training import power_function_exponent
 
 from ..cases import STEP, make_case
 from ..metrics import difference, gradient_norm

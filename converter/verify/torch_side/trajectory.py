@@ -1,6 +1,7 @@
 """The trajectory of the deterministic Heun sampler (arXiv 2206.00364, Algorithm 1)."""
 
 import numpy as np
+
 from jax_edm2.torch_ref.sampling import heun_states, noise_levels
 
 from ..cases import trajectory_start

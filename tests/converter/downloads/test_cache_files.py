@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+
 from jax_edm2.converter.cli.convert import edm2_convert
 from jax_edm2.converter.downloads import cache_files, download
 from jax_edm2.converter.downloads.cache import Cache, DamagedError, key_of, read_part, read_record, write_json
 from jax_edm2.converter.downloads.cache_files import CacheError, check_folder, make_folder, open_file
 from jax_edm2.converter.downloads.download import fetch
-
 from tests.support.downloads import fails
 from tests.support.server import Server, hang_up, serve
 

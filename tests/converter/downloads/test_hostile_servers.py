@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from jax_edm2.converter.downloads import download
 from jax_edm2.converter.downloads.cache import LARGEST, Cache
 from jax_edm2.converter.downloads.download import DownloadError, fetch
 from jax_edm2.converter.errors import ConverterError
-
 from tests.support.downloads import arrives, fails
 from tests.support.server import Raw, Server, drip, serve
 

@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
+
 from jax_edm2.converter.downloads import download
 from jax_edm2.converter.downloads.cache import Cache, key_of
 from jax_edm2.converter.downloads.cache_files import CacheError
 from jax_edm2.converter.downloads.download import DownloadError, fetch
-
 from tests.support import children
 from tests.support.downloads import arrives, fails
 from tests.support.server import Server, serve

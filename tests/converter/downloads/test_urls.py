@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from jax_edm2.converter.cli.convert import edm2_convert
 from jax_edm2.converter.cli.sample import edm2_sample
 from jax_edm2.converter.cli.verify import edm2_verify
@@ -14,7 +15,6 @@ from jax_edm2.converter.downloads.cache import Cache
 from jax_edm2.converter.downloads.download import DownloadError, fetch
 from jax_edm2.converter.downloads.urls import HIDDEN, URLError, file_name, parse, public_url
 from jax_edm2.converter.sources import Location
-
 from tests.support.downloads import fails
 from tests.support.server import Server, serve
 
