@@ -53,7 +53,7 @@ class MPConv(nn.Module):
         self.weight = self.param("mpconv_weight", nn.initializers.normal(1.0), self.layout.shape)
 
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
-        w = whole(self.weight)
+        w = whole(self.weight, beside=x)
         if not self.folded:
             w = effective_weight(w.astype(wide(x.dtype)), gain)
         w = w.astype(x.dtype)

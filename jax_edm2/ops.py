@@ -8,6 +8,7 @@ which adds up over the blocks.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +41,17 @@ def sharded(x: Values) -> bool:
     return any(axes is not None for axes in jax.typeof(x).sharding.spec)
 
 
-def whole(w: Values) -> Values:
-    """w on every device: parameters that are sharded come together where they are used (FSDP)."""
-    if not sharded(w):
+def whole(w: Values, beside: Any = None) -> Values:
+    """w on every device: parameters that are sharded come together where they are used (FSDP).
+
+    beside: what is computed with them. Where that is sharded and they are on no mesh, they join it: JAX would compute,
+    but could not say where the gradient goes.
+    """
+    joins = isinstance(beside, jax.core.Tracer) and sharded(beside) and jax.typeof(w).sharding.mesh.empty
+    if not sharded(w) and not joins:
         return w
-    return jax.sharding.reshard(w, NamedSharding(jax.typeof(w).sharding.mesh, PartitionSpec(*[None] * w.ndim)))
+    mesh = jax.typeof(beside if joins else w).sharding.mesh
+    return jax.sharding.reshard(w, NamedSharding(mesh, PartitionSpec(*[None] * w.ndim)))
 
 
 def effective_weight(w: Weight, gain: Values | None = None) -> Weight:
