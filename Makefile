@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ALONE = $(VENV)-jax
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types readme docs faults survey verify-memory hostile fuzz sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
+.PHONY: demo test lint types readme docs faults survey verify-memory hostile fuzz meshes sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
 
 demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
 	$(BIN)/python -m golden.demo
@@ -44,6 +44,9 @@ fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), tr
 	$(BIN)/python -m tests.surveys.differential
 	$(BIN)/python -m tests.surveys.fuzz_truths
 	$(BIN)/python -m tests.surveys.fuzz_checkpoints
+
+meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind
+	$(BIN)/python -m tests.surveys.meshes $(ARGS)
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.surveys.sampling $(ARGS)
