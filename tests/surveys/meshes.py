@@ -23,7 +23,7 @@ import jax_edm2
 from jax_edm2.record import Encoder
 from jax_edm2.vae import VAEConfig, VAEDecoder
 
-SMALL = dict(num_blocks=1, channel_mult=[1], channel_mult_emb=1, attn_resolutions=[8], channels_per_head=16)
+SMALL = {"num_blocks": 1, "channel_mult": [1], "channel_mult_emb": 1, "attn_resolutions": [8], "channels_per_head": 16}
 BATCH, LABELS = 8, 4
 BOUND = 2e-5  # of the largest value; measured: 1.2e-5
 
@@ -41,9 +41,9 @@ def stored(folder: str) -> Path:
 
 def inputs():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape, np.float32)
+    images, latents = (rng.standard_normal((BATCH, *shape), np.float32) for shape in ((1, 8, 8), (4, 4, 4)))
     sigma, labels = np.exp(np.linspace(-4, 4, BATCH, dtype=np.float32)), np.eye(LABELS, dtype=np.float32)
-    return draw(BATCH, 1, 8, 8), sigma, labels[np.arange(BATCH) % LABELS], draw(BATCH, 4, 4, 4)
+    return images, sigma, labels[np.arange(BATCH) % LABELS], latents
 
 
 def decoder():
