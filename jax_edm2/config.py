@@ -58,6 +58,11 @@ class EDM2Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
+    def halvings(self) -> int:
+        """How many times smaller images are at the lowest level."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Channels per level, highest resolution first."""
         return tuple(self.model_channels * mult for mult in self.channel_mult)
@@ -114,10 +119,9 @@ def _problems(config: EDM2Config):
     if not config.channel_mult:
         yield "channel_mult must not be empty"
         return
-    halvings = 2 ** (len(config.channel_mult) - 1)
-    if config.img_resolution % halvings:
+    if config.img_resolution % config.halvings:
         levels = len(config.channel_mult)
-        yield f"img_resolution must be a multiple of {halvings} for {levels} levels, not {config.img_resolution}"
+        yield f"img_resolution must be a multiple of {config.halvings} for {levels} levels, not {config.img_resolution}"
     if (blocks := len(config.channel_mult) * (2 * config.num_blocks + 2)) > MOST_BLOCKS:
         yield f"num_blocks and channel_mult make {blocks:,} blocks; at most {MOST_BLOCKS:,} are supported"
         return

@@ -13,9 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_edm2.config import EDM2Config
 from jax_edm2.decoding import Decode
-from jax_edm2.folding import fold
 from jax_edm2.network import Precond
-from jax_edm2.sampling import DEFAULT, Network, trajectory, used_guide
+from jax_edm2.sampling import DEFAULT, Network, folded_pair, trajectory
 from jax_edm2.settings import Settings
 from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
 
@@ -119,7 +118,6 @@ class Generator:
         if class_idx is not None and not 0 <= class_idx < label_dim:
             known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
             raise ValueError(f"class {class_idx} is out of range: the network has {known}")
-        guide = used_guide(net, guide, settings.guidance)
         self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
         self.devices = list(devices or jax.local_devices())
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
@@ -127,9 +125,7 @@ class Generator:
         everywhere, shared, churn = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
         self._replicated, self._shared, self._churn = (NamedSharding(mesh, p) for p in (everywhere, shared, churn))
         platform = self.devices[0].platform
-        folded = fold(net, variables, platform)
-        folded_guide = fold(*guide, platform) if guide else (None, None)
-        nets, both = zip(folded, folded_guide, strict=True)
+        nets, both = folded_pair(net, variables, guide, settings, platform)
         self._variables = jax.device_put(both, self._replicated)
 
         # Each device runs the very program that it would run alone: pictures do not depend on how many there are.

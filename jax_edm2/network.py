@@ -19,6 +19,7 @@ from jax import lax
 
 from jax_edm2 import twofold, winograd
 from jax_edm2.config import BlockSpec, EDM2Config
+from jax_edm2.inputs import check_images, check_sigma, check_trainable, one_hot_labels
 from jax_edm2.layout import Folded, Layout
 from jax_edm2.ops import convolve, effective_weight, mp_cat, mp_silu, mp_sum, normalize, resample, whole, wide
 from jax_edm2.shapes import AnyArray, Images, Labels, Logvar, Sigma
@@ -212,23 +213,6 @@ class UNet(Tapped):
         return self.tap("emb_silu", mp_silu(emb))
 
 
-def one_hot_labels(config: EDM2Config, class_labels: Labels | None, dtype) -> Labels | None:
-    """Labels [N, label_dim] as the U-Net wants them: zeros [1, label_dim] for None; None if label_dim is 0.
-
-    Raises: ValueError for anything but one-hot vectors; class numbers would be taken for one where N = label_dim.
-    """
-    if config.label_dim == 0:
-        return None
-    if class_labels is None:
-        return jnp.zeros((1, config.label_dim), dtype)
-    class_labels = jnp.asarray(class_labels)
-    numbers = class_labels.ndim < 2 and jnp.issubdtype(class_labels.dtype, jnp.integer)
-    if numbers or class_labels.shape[-1:] != (config.label_dim,):
-        found = f"{class_labels.dtype} {list(class_labels.shape)}"
-        raise ValueError(f"class_labels must be one-hot [N, {config.label_dim}], not {found}; see jax.nn.one_hot")
-    return class_labels.astype(dtype).reshape(-1, config.label_dim)
-
-
 class Precond(Tapped):
     """The EDM2 denoiser D(x; sigma, labels) and its uncertainty logvar = u(sigma) (Eq. 21).
 
@@ -261,8 +245,13 @@ class Precond(Tapped):
         Labels are one-hot; zeros, and None, are no class. They are not looked at where label_dim is 0.
         Returns D [N, C, H, W], or D and logvar [N, 1, 1, 1] ([1, 1, 1, 1] for a scalar sigma), in float32.
         Dropout is active with train=True and needs rngs={"dropout": key}.
-        Raises: ValueError for labels that are not one-hot [N, label_dim].
+        Raises: ValueError for inputs of another shape, labels that are not one-hot, a sigma that is not positive (where
+        jit hides its value, NaN comes of it), and parameters in float16 with train=True.
         """
+        check_images(self.config, x)
+        check_sigma(sigma, x.shape[0])
+        if train:
+            check_trainable(self.variables.get("params", {}))
         full = wide(self.dtype)
         x = jnp.asarray(x, full)
         sigma = jnp.asarray(sigma, full).reshape(-1, 1, 1, 1)
@@ -275,7 +264,7 @@ class Precond(Tapped):
         c_noise = self.tap("c_noise", Twofold(log_sigma.hi / 4, log_sigma.lo / 4))
         scaled = self.tap("scaled_input", (c_in * x).astype(self.dtype))
 
-        labels = one_hot_labels(self.config, class_labels, full)
+        labels = one_hot_labels(self.config, class_labels, full, x.shape[0])
         raw = self.unet(scaled, c_noise, labels, train)
         denoised = self.tap("denoised", c_skip * x + c_out * raw.astype(full))
         if self.is_initializing() or return_logvar:

@@ -187,6 +187,7 @@ def denoiser(
     guide: Network | None = None,
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, math.inf),
+    unconditional: bool = False,
 ) -> Denoise:
     """What the samplers take: denoise(x, sigma) -> D of a network, guided by another if `guidance` is not 1.
 
@@ -195,27 +196,38 @@ def denoiser(
 
     denoise takes x [N, C, H, W] and sigma > 0, one noise level for all images (without an interval also [N]). It gives
     [N, C, H, W] in float32. labels: one-hot [N, label_dim] or None, for both networks; a guide that has no labels is
-    asked without. guide: another network and its variables, needed unless `guidance` is 1. Networks are taken as they
-    are: see `fold` for faster ones.
+    asked without. guide: another network and its variables, needed unless `guidance` is 1. unconditional: the guide is
+    asked without labels in any case, and is the network itself where no other is given: classifier-free guidance (arXiv
+    2207.12598) by one network that was trained with labels dropped. Networks are taken as they are: see `fold` for
+    faster ones.
     Raises: ValueError if the guide is missing, denoises images of another shape, or has other labels.
     """
-    guide = used_guide(net, guide, guidance)
+    guide = used_guide(net, variables, guide, guidance, unconditional)
 
-    def of(net: Any, variables: Any) -> Denoise:  # Any: net.apply's type does not say what it returns
+    def of(net: Any, variables: Any, labels: Any) -> Denoise:  # Any: net.apply's type does not say what it returns
         return lambda x, sigma: net.apply(variables, x, sigma, labels)
 
-    return of(net, variables) if guide is None else guided(of(net, variables), of(*guide), guidance, interval)
+    denoise = of(net, variables, labels)
+    if guide is None:
+        return denoise
+    return guided(denoise, of(*guide, None if unconditional else labels), guidance, interval)
 
 
-def used_guide(net: Precond, guide: Network | None, guidance: float) -> Network | None:
+def used_guide(
+    net: Precond, variables: Any, guide: Network | None, guidance: float, unconditional: bool
+) -> Network | None:
     """The guide, or None where there is no guidance.
 
     Raises: ValueError if it is missing, denoises images of another shape, or has other labels.
     """
     if guidance == 1:
         return None
+    if unconditional and not net.config.label_dim:
+        raise ValueError("unconditional guidance is for networks that have labels, and this one has none")
+    if guide is None and unconditional:
+        return net, variables
     if guide is None:
-        raise ValueError(f"guidance {guidance:g} needs a guide")
+        raise ValueError(f"guidance {guidance:g} needs a guide, or unconditional=True where a network guides itself")
     for field in ("img_channels", "img_resolution", "label_dim"):
         ours, theirs = getattr(net.config, field), getattr(guide[0].config, field)
         if ours != theirs and (field, theirs) != ("label_dim", 0):
@@ -240,7 +252,8 @@ def sample(
     """Images from -1 to 1, or latents, [N, C, H, W] in float32, as one compiled program; networks are folded for it.
 
     noise: unit noise [N, C, H, W]. labels: one-hot [N, label_dim] or None (`jax.nn.one_hot`). guide: the guiding
-    network and its variables, needed unless settings.guidance is 1; one without labels is asked without.
+    network and its variables, needed unless settings.guidance is 1 or settings.unconditional; one without labels is
+    asked without.
     churn_noise: unit noise [settings.churn_draws, N, C, H, W], where that is not 0.
     Raises: ValueError if a shape is another, the guide does not fit or is missing, or churn's noise is missing or not
     wanted.
@@ -254,17 +267,31 @@ def sample(
     wanted, found = (settings.churn_draws, *given), (0, *given) if churn_noise is None else jnp.shape(churn_noise)
     if wanted != found:
         raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
-    guide = used_guide(net, guide, settings.guidance)
-    nets, both = zip(fold(net, variables), fold(*guide) if guide else (None, None), strict=True)
+    nets, both = folded_pair(net, variables, guide, settings)
     return _sample(nets, settings, both, noise, labels, churn_noise)
 
 
+def folded_pair(
+    net: Precond, variables: Any, guide: Network | None, settings: Settings, platform: str | None = None
+) -> tuple[tuple[Precond, Precond | None], tuple[Any, Any]]:
+    """The network and the guide that the settings take, folded, and the variables of both; what guides itself is None.
+
+    Raises: ValueError, as `used_guide`.
+    """
+    other = used_guide(net, variables, guide, settings.guidance, settings.unconditional)
+    folded, folded_variables = fold(net, variables, platform)
+    if other is None or guide is None:
+        return (folded, None), (folded_variables, None)
+    folded_guide, guide_variables = fold(*other, platform)
+    return (folded, folded_guide), (folded_variables, guide_variables)
+
+
 def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variables, noise, labels, churn_noise):
-    """`sample`, to be compiled, of folded networks. variables: of both; the guide is None where there is none."""
+    """`sample`, to be compiled, of a `folded_pair`."""
     net, guide = nets
     denoise = denoiser(
         net, variables[0], labels, guide=None if guide is None else (guide, variables[1]), guidance=settings.guidance,
-        interval=settings.interval,
+        interval=settings.interval, unconditional=settings.unconditional,
     )  # fmt: skip
     full = wide(net.dtype)
     extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))

@@ -58,6 +58,7 @@ class Settings:
     rho: float = 7.0  # exponent of the schedule, > 0: the larger, the more steps are at low noise
     guidance: float = 1.0  # w of Eq. 3 of arXiv 2406.02507, finite; 1 is no guidance
     interval: tuple[float, float] = (0.0, math.inf)  # noise levels (lo, hi] where there is guidance: 0 <= lo < hi
+    unconditional: bool = False  # the guide is asked without labels; the network is its own, where no other is given
     churn: Churn = NO_CHURN
 
     def __post_init__(self):

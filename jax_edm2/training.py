@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_edm2.inputs import check_trainable
 from jax_edm2.network import Precond
 from jax_edm2.ops import normalize
 from jax_edm2.shapes import Images, Labels, Sigma
@@ -41,7 +42,9 @@ def denoising_loss(
 
     A training step, in NVlabs' order: `project_to_sphere`, the gradient of this, summed and divided by the batch size,
     the optimiser, and `update_average` of the weights as they are then; the README has it in code.
+    Raises: ValueError for parameters in float16, in which training becomes NaN, and as `Precond` does.
     """
+    check_trainable(variables["params"])
     sigma, sigma_data = sigma.reshape(-1, 1, 1, 1), net.config.sigma_data
     noisy = images + sigma * noise
     outputs: Any = net.apply(variables, noisy, sigma, class_labels, return_logvar=True, **apply_kwargs)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jax_edm2.config import EDM2Config
-from jax_edm2.network import MPConv, MPFourier, UNet, one_hot_labels
+from jax_edm2.inputs import one_hot_labels
+from jax_edm2.network import MPConv, MPFourier, UNet
 from jax_edm2.twofold import Twofold
 
 Array = jax.Array
@@ -91,7 +92,7 @@ class PrecondUNet(nn.Module):
         """
         ts = jnp.asarray(ts, jnp.float32).reshape(-1)
         xs = jnp.asarray(xs, jnp.float32)
-        labels = one_hot_labels(self.config, class_labels, jnp.float32)
+        labels = one_hot_labels(self.config, class_labels, jnp.float32, xs.shape[0])
         dtype = jnp.bfloat16 if self.use_bfloat16 else jnp.float32
         raw = self.unet((xs / self.sigma_data).astype(dtype), ts, labels, train)
         output = self.sigma_data * raw.astype(jnp.float32)
