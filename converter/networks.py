@@ -33,8 +33,10 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".safetensors"
 
 
-def load_network(path: Path, name: str, compute_dtype: Callable[[Record], str]) -> LoadedNetwork:
-    """Load either kind of file. compute_dtype: of the activations, for a record.
+def load_network(
+    path: Path, name: str, compute_dtype: Callable[[Record], Any], dtype: Any = None, sharding: Any = None
+) -> LoadedNetwork:
+    """Load either kind of file. compute_dtype: of the activations, for a record. dtype, sharding: as for `load`.
 
     Raises: ConverterError, CheckpointError, OSError.
     """
@@ -45,29 +47,43 @@ def load_network(path: Path, name: str, compute_dtype: Callable[[Record], str]) 
 
     if is_checkpoint(path):
         record = read_record(path)
-        net, variables = load(path, compute_dtype=jnp.dtype(compute_dtype(record)))
+        net, variables = load(path, dtype=dtype, compute_dtype=jnp.dtype(compute_dtype(record)), sharding=sharding)
         return LoadedNetwork(name, net, variables, record)
     with read_snapshot(path) as snapshot:
-        record = record_of(snapshot)
+        record = record_of(snapshot, name)
         net = Precond(snapshot.config, jnp.dtype(compute_dtype(record)))
-        return LoadedNetwork(name, net, in_memory(snapshot, None), record)
+        return LoadedNetwork(name, net, in_memory(snapshot, dtype, sharding), record)
 
 
-def in_memory(snapshot: Snapshot, dtype: str | None = "float32") -> dict:
-    """The variables that loading `snapshot`'s checkpoint would give, on the default device; None is as stored."""
-    import jax.numpy as jnp
+def in_memory(snapshot: Snapshot, dtype: Any = "float32", sharding: Any = None) -> dict:
+    """The variables that `load` would give of `snapshot`'s checkpoint; dtype None is as stored."""
+    import jax
     from flax.traverse_util import unflatten_dict
 
-    leaves = {jax_path(name): snapshot.read(name) for name in snapshot.tensors}
-    return unflatten_dict({path: jnp.asarray(value, dtype) for path, value in leaves.items()}, sep="/")
+    from jax_edm2.placement import placement
+
+    names = {jax_path(name): name for name in snapshot.tensors}
+    where = placement(sharding, names)
+
+    def put(path: str, name: str) -> jax.Array:
+        array = snapshot.read(name)
+        return jax.device_put(array if dtype is None else array.astype(dtype), where[path])
+
+    return unflatten_dict({path: put(path, name) for path, name in names.items()}, sep="/")
 
 
-def record_of(snapshot: Snapshot) -> Record:
-    """The record that `snapshot`'s checkpoint would have, with its digest, but for the hash of the snapshot's file."""
-    tensors, lines = checkpoint_tensors(snapshot), {}
+def record_of(snapshot: Snapshot, name: str | None = None) -> Record:
+    """The record that `snapshot`'s checkpoint would have, with its digest, but for the hash of the snapshot's file.
+
+    name: the file's name or URL, if its path is not what it is known by.
+    """
+    not_finite: dict[str, int] = {}
+    tensors, lines = checkpoint_tensors(snapshot, not_finite=not_finite), {}
     for path, tensor in tensors.items():
         sha = hashlib.sha256()
         for chunk in tensor.chunks():
             sha.update(chunk)
         lines[path] = tensor.dtype, tensor.shape, sha.hexdigest()
-    return dataclasses.replace(describe(snapshot), dtype=stored_dtype(tensors), digest=tensors_digest(lines))
+    digest, count = tensors_digest(lines), sum(not_finite.values())
+    record = describe(snapshot, name)
+    return dataclasses.replace(record, dtype=stored_dtype(tensors), digest=digest, not_finite=count)

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from jax_edm2.bridges.nmboffi import PrecondUNet
     from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
+    from jax_edm2.converter.errors import ConverterError
+    from jax_edm2.converter.pretrained import from_pretrained
     from jax_edm2.decoding import make_decoder
     from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
     from jax_edm2.folding import fold, nvlabs_gains
     from jax_edm2.generation import Generator
+    from jax_edm2.model import Model, Samples
     from jax_edm2.network import Precond, UNet
     from jax_edm2.record import Record
     from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
@@ -38,11 +41,14 @@ _HOME = {
     "CheckpointError": "tensors",
     "Churn": "settings",
     "ConfigError": "config",
+    "ConverterError": "converter.errors",
     "EDM2Config": "config",
     "Generator": "generation",
+    "Model": "model",
     "Precond": "network",
     "PrecondUNet": "bridges.nmboffi",
     "Record": "record",
+    "Samples": "model",
     "Settings": "settings",
     "TorchCPU": "torch_random",
     "TorchCUDA": "torch_random",
@@ -55,6 +61,7 @@ _HOME = {
     "euler": "sampling",
     "expected_tree": "config",
     "fold": "folding",
+    "from_pretrained": "converter.pretrained",
     "guided": "sampling",
     "heun": "sampling",
     "heun_states": "sampling",

@@ -21,6 +21,7 @@ from jax_edm2.tensors import CheckpointError, Digest, Tensor, check_digest
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
 
     from jax_edm2.network import Precond
 
@@ -88,7 +89,8 @@ def save(
 
     net, variables: as `load` gives them, in any dtype of DTYPES; a folded network cannot be saved.
     record: what else to say of it (`read_record` of the checkpoint that was fine-tuned, say). Its config must be net's.
-    Returns what was written: `record` with the dtype, the digest and the count of values that are not finite.
+    If it has a digest, and these are other values, they do not claim its source, but to be fine-tuned from it.
+    Returns what was written: that record with the dtype, the digest and the count of values that are not finite.
     Raises: CheckpointError if these are not the network's variables, or something would be lost; FileExistsError
     unless `overwrite`; OSError.
     """
@@ -106,8 +108,8 @@ def save(
     if record.config != config:
         raise CheckpointError(f"{path}: the record describes another network than net.config")
     tensors, count = {}, 0
-    for name, value in flatten_dict(dict(variables), sep="/").items():
-        array = np.asarray(value, order="C")
+    arrays = {k: np.asarray(v, order="C") for k, v in flatten_dict(dict(variables), sep="/").items()}
+    for name, array in arrays.items():
         if str(array.dtype) not in DTYPES:
             raise CheckpointError(f"{path}: {name} is {array.dtype}; storable are {', '.join(DTYPES)}")
         count += not_finite(array)
@@ -115,8 +117,25 @@ def save(
     problems = check_tree(config, {name: tensor.shape for name, tensor in tensors.items()})
     if problems:
         raise CheckpointError(f"{path}: these are not the variables of the network: " + listing(problems))
+    if record.digest and not _are_those_of(record, arrays):
+        record = record.of_changed_weights()
     write = write_safetensors if str(path).endswith(".safetensors") else write_orbax
     return write(path, tensors, dataclasses.replace(record, not_finite=count), overwrite=overwrite)
+
+
+def _are_those_of(record: Record, arrays: "Mapping[str, np.ndarray]") -> bool:
+    """Whether arrays have the values that a record is about, in its dtype or in a wider one."""
+    import numpy as np
+
+    digest = Digest()
+    for name, array in arrays.items():
+        kind = DTYPES[record.dtype].numpy if record.dtype in DTYPES else array.dtype
+        with np.errstate(over="ignore"):
+            stored = array.astype(kind)
+        if stored.astype(array.dtype).tobytes() != array.tobytes():
+            return False
+        digest.add_array(name, stored)
+    return digest.value == record.digest
 
 
 @contextlib.contextmanager

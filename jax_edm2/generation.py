@@ -62,11 +62,17 @@ class Draw:
 
     @classmethod
     def of(
-        cls, config: EDM2Config, seeds: Sequence[int], *, rng="torch-cuda", class_idx: int | None = None, churn_draws=0
+        cls,
+        config: EDM2Config,
+        seeds: Sequence[int],
+        *,
+        rng: str = "torch-cuda",
+        class_idx: int | Sequence[int] | None = None,
+        churn_draws: int = 0,
     ) -> "Draw":
         """In the order of NVlabs' generate_images.py: the noise, the class, the noise of every step that churns.
 
-        class_idx replaces the class after it has been drawn.
+        class_idx, one for all or one for each, replaces the class after it has been drawn.
         """
         streams: Streams = RNGS[rng](seeds)
         shape = config.img_channels, config.img_resolution, config.img_resolution
@@ -114,11 +120,9 @@ class Generator:
         """
         if rng not in RNGS:
             raise ValueError(f"rng must be one of {', '.join(RNGS)}, not {rng!r}")
-        label_dim = net.config.label_dim
-        if class_idx is not None and not 0 <= class_idx < label_dim:
-            known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
-            raise ValueError(f"class {class_idx} is out of range: the network has {known}")
         self.config, self.settings, self.rng, self.class_idx = net.config, settings, rng, class_idx
+        if class_idx is not None:
+            self._check_class(class_idx)
         self.devices = list(devices or jax.local_devices())
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
         self._mesh = mesh
@@ -146,32 +150,43 @@ class Generator:
         batches = -(-count // (largest * devices))
         return -(-count // (batches * devices)) if count else 0
 
-    def __call__(self, seeds: Sequence[int], batch: int = 32) -> Iterator[Batch]:
+    def __call__(self, seeds: Sequence[int], batch: int = 32, classes: Sequence[int] | None = None) -> Iterator[Batch]:
         """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded.
 
-        Raises: ValueError if `batch` is less than 1.
+        classes: of each image, in place of `class_idx`.
+        Raises: ValueError if `batch` is less than 1, or there are not as many classes as seeds, or one is out of range.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         seeds = [int(seed) for seed in seeds]
+        if classes is not None:
+            if len(classes) != len(seeds):
+                raise ValueError(f"{len(seeds)} seeds take as many classes, not {len(classes)}")
+            for index in classes:
+                self._check_class(index)
         size = self.batch_size(len(seeds), batch) * len(self.devices)
         pending = None
         for start in range(0, len(seeds), size or 1):
-            following = self._begin(seeds[start : start + size], size)
+            part = slice(start, start + size)
+            following = self._begin(seeds[part], self.class_idx if classes is None else classes[part], size)
             if pending is not None:
                 yield pending
             pending = following
         if pending is not None:
             yield pending
 
-    def _begin(self, seeds: list[int], size: int) -> Batch:
-        with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
-            return self._begin_here(seeds, size)
+    def _check_class(self, index: int):
+        label_dim = self.config.label_dim
+        if not 0 <= index < label_dim:
+            known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
+            raise ValueError(f"class {index} is out of range: the network has {known}")
 
-    def _begin_here(self, seeds: list[int], size: int) -> Batch:
-        draw = Draw.of(
-            self.config, seeds, rng=self.rng, class_idx=self.class_idx, churn_draws=self.settings.churn_draws
-        )
+    def _begin(self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int) -> Batch:
+        with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
+            return self._begin_here(seeds, class_idx, size)
+
+    def _begin_here(self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int) -> Batch:
+        draw = Draw.of(self.config, seeds, rng=self.rng, class_idx=class_idx, churn_draws=self.settings.churn_draws)
 
         def put(array, sharding, axis=0):
             if array is None:

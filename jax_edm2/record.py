@@ -20,7 +20,7 @@ from jax_edm2.settings import Settings
 KEY = "edm2"
 FORMAT = 1
 CHECK = "record_digest"  # the sha256 of the record without it
-LATER = {"code", "not_finite"}  # fields that records of before lack
+LATER = {"code", "not_finite", "fine_tuned_from"}  # fields that records of before lack
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MOST_BYTES = 2**18  # of a record's JSON; real ones have 1,500
 
@@ -41,6 +41,15 @@ class Source:
     sha256: str
     kimg: int | None = None  # training length in thousands of images, where the file name says it
     ema_std: float | None = None  # relative standard deviation of the EMA profile, likewise
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """What the weights were before they were changed."""
+
+    digest: str  # of that checkpoint's tensors
+    name: str | None = None  # and, where that had one, its source
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ class Record:
     dtype: str = ""  # of the stored tensors: float16, float32, bfloat16, or several joined by '+'
     digest: str = ""  # tensors_digest of the stored tensors
     not_finite: int | None = None  # how many stored values are NaN or infinite; None where nobody has looked
-    source: Source | None = None
+    source: Source | None = None  # of these very weights
+    fine_tuned_from: Ancestor | None = None  # where they are no longer what the source had; else it is not written
     code: Code | None = None  # None in records of before it was looked at
     encoder: Encoder | None = None
     loss: Loss | None = None
@@ -124,7 +134,16 @@ class Record:
     def to_json(self) -> str:
         """Sorted JSON on one line: equal records give equal bytes."""
         fields = dataclasses.asdict(self)
+        if self.fine_tuned_from is None:
+            del fields["fine_tuned_from"]
         return json.dumps({**fields, CHECK: _digest(fields)}, sort_keys=True)
+
+    def of_changed_weights(self) -> Self:
+        """The record for weights that began as these: they are no longer the source's, but fine-tuned from it."""
+        if self.fine_tuned_from is not None or not self.digest:
+            return dataclasses.replace(self, source=None)
+        name, sha256 = (self.source.name, self.source.sha256) if self.source else (None, None)
+        return dataclasses.replace(self, source=None, fine_tuned_from=Ancestor(self.digest, name, sha256))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -156,6 +175,7 @@ def _loads(text: str) -> Any:
 _PARTS: dict[str, type] = {
     "config": EDM2Config,
     "source": Source,
+    "fine_tuned_from": Ancestor,
     "code": Code,
     "encoder": Encoder,
     "loss": Loss,
@@ -233,6 +253,7 @@ class _Texts:
 
 
 _HASH = _Text(64, "[0-9a-f]{64}", what="64 hexadecimal digits")
+_OPTIONAL_HASH = dataclasses.replace(_HASH, optional=True)
 _DTYPES = "|".join(DTYPES)
 _RULES: dict[type, dict[str, Any]] = {
     Source: {
@@ -240,6 +261,11 @@ _RULES: dict[type, dict[str, Any]] = {
         "sha256": _HASH,
         "kimg": _Number(0, 10**9, integer=True, optional=True),
         "ema_std": _Number(0, 10, optional=True),
+    },
+    Ancestor: {
+        "digest": _Text(128),
+        "name": _Text(4096, optional=True),
+        "sha256": _OPTIONAL_HASH,
     },
     Code: {
         "sha256": _HASH,

@@ -56,9 +56,13 @@ class Digest:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.add(name, str(array.dtype), array.shape, hashlib.sha256(data.data).hexdigest())
 
+    @property
+    def value(self) -> str:
+        return tensors_digest(self._lines)
+
     def check(self, path: Any, record: Record):
         """Raises: CheckpointError."""
-        found = tensors_digest(self._lines)
+        found = self.value
         if found != record.digest:
             raise CheckpointError(
                 f"{path}: its tensors were altered: their digest is {found[:23]}..., and its record says "

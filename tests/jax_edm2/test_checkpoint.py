@@ -86,7 +86,8 @@ def test_save_and_load_are_inverse(digits, digits_checkpoint, tmp_path, name, dt
     variables = jax.tree.map(lambda value: (1.5 * value).astype(dtype), variables)
     record = jax_edm2.read_record(digits_checkpoint)
     written = jax_edm2.save(tmp_path / name, net, variables, record=record)
-    assert written == dataclasses.replace(record, dtype=jnp.dtype(dtype).name, digest=written.digest)
+    changed = record.of_changed_weights()
+    assert written == dataclasses.replace(changed, dtype=jnp.dtype(dtype).name, digest=written.digest)
     assert written.digest != record.digest
     again, loaded = jax_edm2.load(tmp_path / name)
     assert again == net
