@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax_edm2.config import EDM2Config
 from jax_edm2.decoding import Decode
 from jax_edm2.network import Precond
-from jax_edm2.sampling import DEFAULT, Network, folded_pair, trajectory
+from jax_edm2.sampling import DEFAULT, Network, Trajectory, folded_pair
 from jax_edm2.settings import Settings
 from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
 
@@ -136,7 +136,12 @@ class Generator:
         def parallel(function, *in_specs):
             return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=shared, check_vma=False))
 
-        self._run = parallel(functools.partial(trajectory, nets, settings), everywhere, shared, shared, churn)
+        # An evaluation of the network after the other is started: in between, one can see how far it is.
+
+        trajectory = Trajectory(nets, settings)
+        self.evaluations = trajectory.method.evaluations  # of the network, for every batch
+        self._first = parallel(trajectory.first, shared)
+        self._advance = parallel(trajectory.advance, everywhere, shared, everywhere, shared, churn)
         self._decode = None
         if decoder is not None:
             image = (len(self.devices), self.config.img_channels, *2 * [self.config.img_resolution])
@@ -195,12 +200,11 @@ class Generator:
             return jax.device_put(np.pad(array, padding, mode="edge"), sharding)
 
         labels = None if draw.classes is None else np.eye(self.config.label_dim, dtype=np.float32)[draw.classes]
-        latents = self._run(
-            self._variables,
-            put(draw.noise, self._shared),
-            put(labels, self._shared),
-            put(draw.churn_noise, self._churn, axis=1),
-        )
+        state = self._first(put(draw.noise, self._shared))
+        labels, churn_noise = put(labels, self._shared), put(draw.churn_noise, self._churn, axis=1)
+        for index in range(self.evaluations):
+            state = self._advance(self._variables, state, np.int32(index), labels, churn_noise)
+        latents = state[0]
         pictures = None if self._decode is None else self._decode(latents)
         return Batch(seeds, None if draw.classes is None else draw.classes.tolist(), latents, pictures)
 

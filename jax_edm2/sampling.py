@@ -11,7 +11,8 @@ traced.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +53,35 @@ def _evaluations(sigmas: Sequence[float], churn: Churn, order: int, dtype) -> _E
     return _Evaluation(sigma, step, corrects, noise, draws.astype(np.int32))
 
 
+class Method(NamedTuple):
+    """A sampler, one evaluation of the denoiser after the other; the state begins with x, the sample at last."""
+
+    table: Any  # numbers of every evaluation: arrays whose first axis is that
+    first: Callable[[jax.Array], Any]  # the state, of noise at the highest level
+    advance: Callable[[Denoise, Any, Any, jax.Array | None], Any]  # the next, of the state and a row of the table
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.table[0])
+
+    def run(self, denoise: Denoise, noise: jax.Array, sigmas: Sequence[float], churn_noise: jax.Array | None = None):
+        """All of it, in one loop that is compiled once."""
+
+        def body(state, row):
+            return self.advance(denoise, state, row, churn_noise), None
+
+        end, _ = lax.scan(body, self.first(noise * sigmas[0]), self.table)
+        return end[0]
+
+
 class _State(NamedTuple):
     x: jax.Array  # where the denoiser is evaluated next
     start: jax.Array  # of the step that has been taken
     slope: jax.Array  # dx/dsigma there
+
+    @classmethod
+    def first(cls, x: jax.Array) -> Self:
+        return cls(x, x, jnp.zeros_like(x))
 
 
 def _advance(denoise: Denoise, state: _State, at: _Evaluation, noises: jax.Array | None) -> _State:
@@ -66,6 +92,10 @@ def _advance(denoise: Denoise, state: _State, at: _Evaluation, noises: jax.Array
     start = jnp.where(at.corrects > 0, state.start, x)
     mean = jnp.where(at.corrects > 0, (state.slope + slope) / 2, slope)
     return _State(start + at.step * mean, start, slope)
+
+
+def _runge(sigmas: Sequence[float], churn: Churn, dtype: Any, order: int) -> Method:
+    return Method(_evaluations(sigmas, churn, order, dtype), _State.first, _advance)
 
 
 def heun(
@@ -98,13 +128,7 @@ def euler(
 def _integrate(denoise, noise, sigmas, churn, churn_noise, order):
     if (draws := churn.draws(sigmas)) != (0 if churn_noise is None else len(churn_noise)):
         raise ValueError(f"this schedule and churn take churn_noise [{draws}, N, C, H, W]")
-
-    def body(state, at):
-        return _advance(denoise, state, at, churn_noise), None
-
-    x = _start(noise, sigmas)
-    end, _ = lax.scan(body, _State(x, x, jnp.zeros_like(x)), _evaluations(sigmas, churn, order, x.dtype))
-    return end.x
+    return _runge(sigmas, churn, noise.dtype, order).run(denoise, noise, sigmas, churn_noise)
 
 
 def heun_states(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Iterator[Images]:
@@ -113,9 +137,8 @@ def heun_states(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Ite
     noise, sigmas: as for `heun`.
     A loop in Python: denoise may be anything, and is asked for one evaluation after the other.
     """
-    x = _start(noise, sigmas)
+    state, table = _State.first(x := noise * sigmas[0]), _evaluations(sigmas, NO_CHURN, 2, x.dtype)
     yield x
-    state, table = _State(x, x, jnp.zeros_like(x)), _evaluations(sigmas, NO_CHURN, 2, x.dtype)
     for i in range(len(table.sigma)):
         state = _advance(denoise, state, _Evaluation(*(column[i] for column in table)), None)
         if i + 1 == len(table.sigma) or not table.corrects[i + 1]:
@@ -128,6 +151,10 @@ def dpmpp_2m(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Images
     noise, sigmas: as for `heun`; gives [N, C, H, W] likewise. The first step and the last, which ends at 0, are of
     first order.
     """
+    return _multistep(sigmas, NO_CHURN, noise.dtype).run(denoise, noise, sigmas)
+
+
+def _multistep(sigmas: Sequence[float], _: Churn, dtype: Any) -> Method:
     rows: list[tuple[float, float, float, float]] = []
     before = math.nan
     for sigma, end in itertools.pairwise(sigmas):
@@ -136,20 +163,13 @@ def dpmpp_2m(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Images
         rows.append((sigma, end / sigma, -math.expm1(-h), extrapolate))
         before = h
 
-    def body(carry, row):
-        x, last = carry
+    def advance(denoise, state, row, _noises):
+        x, last = state
         sigma, shrink, gain, extrapolate = row
         denoised = denoise(x, sigma)
-        x = shrink * x + gain * (denoised + extrapolate * (denoised - last))
-        return (x, denoised), None
+        return shrink * x + gain * (denoised + extrapolate * (denoised - last)), denoised
 
-    x = _start(noise, sigmas)
-    (x, _), _ = lax.scan(body, (x, x), tuple(np.asarray(rows, x.dtype).T))
-    return x
-
-
-def _start(noise: jax.Array, sigmas: Sequence[float]) -> jax.Array:
-    return noise * sigmas[0]
+    return Method(tuple(np.asarray(rows, dtype).T), lambda x: (x, x), advance)
 
 
 def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Denoise:
@@ -236,7 +256,9 @@ def used_guide(
 
 
 DEFAULT = Settings()
-_METHODS: dict[str, Callable[..., jax.Array]] = dict(zip(SAMPLERS, (heun, euler, dpmpp_2m), strict=True))
+_METHODS: dict[str, Callable[[Sequence[float], Churn, Any], Method]] = dict(
+    zip(SAMPLERS, (partial(_runge, order=2), partial(_runge, order=1), _multistep), strict=True)
+)
 
 
 def sample(
@@ -268,7 +290,7 @@ def sample(
     if wanted != found:
         raise ValueError(f"these settings take churn_noise {list(wanted)}, not {list(found)}")
     nets, both = folded_pair(net, variables, guide, settings)
-    return _sample(nets, settings, both, noise, labels, churn_noise)
+    return _sample(Trajectory(nets, settings), both, noise, labels, churn_noise)
 
 
 def folded_pair(
@@ -286,16 +308,43 @@ def folded_pair(
     return (folded, folded_guide), (folded_variables, guide_variables)
 
 
-def trajectory(nets: tuple[Precond, Precond | None], settings: Settings, variables, noise, labels, churn_noise):
-    """`sample`, to be compiled, of a `folded_pair`."""
-    net, guide = nets
-    denoise = denoiser(
-        net, variables[0], labels, guide=None if guide is None else (guide, variables[1]), guidance=settings.guidance,
-        interval=settings.interval, unconditional=settings.unconditional,
-    )  # fmt: skip
-    full = wide(net.dtype)
-    extra = () if churn_noise is None else (settings.churn, jnp.asarray(churn_noise, full))
-    return _METHODS[settings.sampler](denoise, jnp.asarray(noise, full), settings.sigmas, *extra)
+class Trajectory(NamedTuple):
+    """`sample`, of a `folded_pair`: functions to be compiled. variables: of both, None where there is no guide."""
+
+    nets: tuple[Precond, Precond | None]
+    settings: Settings
+
+    @property
+    def dtype(self) -> Any:
+        return wide(self.nets[0].dtype)
+
+    @property
+    def method(self) -> Method:
+        return _METHODS[self.settings.sampler](self.settings.sigmas, self.settings.churn, self.dtype)
+
+    def run(self, variables: Any, noise: Any, labels: Any, churn_noise: Any) -> jax.Array:
+        noise, extra = (None if x is None else jnp.asarray(x, self.dtype) for x in (noise, churn_noise))
+        return self.method.run(self._denoiser(variables, labels), noise, self.settings.sigmas, extra)
+
+    def first(self, noise: Any) -> Any:
+        """The state of `method` that `run` begins with."""
+        return self.method.first(jnp.asarray(noise, self.dtype) * self.settings.sigmas[0])
+
+    def advance(self, variables: Any, state: Any, index: Any, labels: Any, churn_noise: Any) -> Any:
+        """The state after evaluation `index`: as many of these as there are evaluations are `run`."""
+        method = self.method
+        extra = None if churn_noise is None else jnp.asarray(churn_noise, self.dtype)
+        row = jax.tree.map(lambda column: jnp.asarray(column)[index], method.table)
+        return method.advance(self._denoiser(variables, labels), state, row, extra)
+
+    def _denoiser(self, variables: Any, labels: Any) -> Denoise:
+        (net, guide), settings = self.nets, self.settings
+        return denoiser(
+            net, variables[0], labels, guide=None if guide is None else (guide, variables[1]),
+            guidance=settings.guidance, interval=settings.interval, unconditional=settings.unconditional,
+        )  # fmt: skip
 
 
-_sample = jax.jit(trajectory, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
+def _sample(trajectory: Trajectory, variables: Any, noise: Any, labels: Any, churn_noise: Any) -> jax.Array:
+    return trajectory.run(variables, noise, labels, churn_noise)
