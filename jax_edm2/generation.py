@@ -1,14 +1,18 @@
 """From seeds to pictures, on all devices. Every seed has random draws of its own, whatever is computed beside it."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_edm2.config import EDM2Config
@@ -19,6 +23,7 @@ from jax_edm2.settings import Settings
 from jax_edm2.torch_random import UINT32, TorchCPU, TorchCUDA
 
 AXIS = "data"
+PARTS = 8  # of a trajectory, if somebody wants to know how far it is: each costs what a loop does once, say 3 % in all
 
 
 class Streams(Protocol):
@@ -136,12 +141,10 @@ class Generator:
         def parallel(function, *in_specs):
             return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=shared, check_vma=False))
 
-        # An evaluation of the network after the other is started: in between, one can see how far it is.
-
         trajectory = Trajectory(nets, settings)
         self.evaluations = trajectory.method.evaluations  # of the network, for every batch
         self._first = parallel(trajectory.first, shared)
-        self._advance = parallel(trajectory.advance, everywhere, shared, everywhere, shared, churn)
+        self._advance = parallel(trajectory.advance, everywhere, shared, everywhere, everywhere, shared, churn)
         self._decode = None
         if decoder is not None:
             image = (len(self.devices), self.config.img_channels, *2 * [self.config.img_resolution])
@@ -155,10 +158,17 @@ class Generator:
         batches = -(-count // (largest * devices))
         return -(-count // (batches * devices)) if count else 0
 
-    def __call__(self, seeds: Sequence[int], batch: int = 32, classes: Sequence[int] | None = None) -> Iterator[Batch]:
+    def __call__(
+        self,
+        seeds: Sequence[int],
+        batch: int = 32,
+        classes: Sequence[int] | None = None,
+        advance: Callable[[int], object] | None = None,
+    ) -> Iterator[Batch]:
         """Images of `seeds`, in batches of at most `batch` per device. The next is begun before one is yielded.
 
-        classes: of each image, in place of `class_idx`.
+        classes: of each image, in place of `class_idx`. advance: is told how many evaluations of the network are done,
+        of `evaluations` for a batch, by a thread and PARTS times a batch; pictures do not depend on it.
         Raises: ValueError if `batch` is less than 1, or there are not as many classes as seeds, or one is out of range.
         """
         if batch < 1:
@@ -170,10 +180,10 @@ class Generator:
             for index in classes:
                 self._check_class(index)
         size = self.batch_size(len(seeds), batch) * len(self.devices)
-        pending = None
+        pending, told = None, None if advance is None else _Watcher(advance)
         for start in range(0, len(seeds), size or 1):
             part = slice(start, start + size)
-            following = self._begin(seeds[part], self.class_idx if classes is None else classes[part], size)
+            following = self._begin(seeds[part], self.class_idx if classes is None else classes[part], size, told)
             if pending is not None:
                 yield pending
             pending = following
@@ -186,11 +196,15 @@ class Generator:
             known = f"classes 0 to {label_dim - 1}" if label_dim else "no classes"
             raise ValueError(f"class {index} is out of range: the network has {known}")
 
-    def _begin(self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int) -> Batch:
+    def _begin(
+        self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int, told: "_Watcher | None"
+    ) -> Batch:
         with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
-            return self._begin_here(seeds, class_idx, size)
+            return self._begin_here(seeds, class_idx, size, told)
 
-    def _begin_here(self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int) -> Batch:
+    def _begin_here(
+        self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int, told: "_Watcher | None"
+    ) -> Batch:
         draw = Draw.of(self.config, seeds, rng=self.rng, class_idx=class_idx, churn_draws=self.settings.churn_draws)
 
         def put(array, sharding, axis=0):
@@ -202,11 +216,34 @@ class Generator:
         labels = None if draw.classes is None else np.eye(self.config.label_dim, dtype=np.float32)[draw.classes]
         state = self._first(put(draw.noise, self._shared))
         labels, churn_noise = put(labels, self._shared), put(draw.churn_noise, self._churn, axis=1)
-        for index in range(self.evaluations):
-            state = self._advance(self._variables, state, np.int32(index), labels, churn_noise)
+        each = self.evaluations if told is None else -(-self.evaluations // PARTS)
+        for start in range(0, self.evaluations, each):
+            end = min(start + each, self.evaluations)
+            bounds = np.int32(start), np.int32(end)
+            state = self._advance(self._variables, state, *bounds, labels, churn_noise)
+            if told is not None:
+                told(state[0], end - start)
         latents = state[0]
         pictures = None if self._decode is None else self._decode(latents)
         return Batch(seeds, None if draw.classes is None else draw.classes.tolist(), latents, pictures)
+
+
+class _Watcher:
+    """Waits for arrays in a thread of its own, and says how much is done when one is there."""
+
+    def __init__(self, advance: Callable[[int], object]):
+        self._advance, self._queue = advance, queue.SimpleQueue[tuple[jax.Array, int]]()
+        threading.Thread(target=self._watch, daemon=True).start()  # nobody waits for it
+
+    def __call__(self, array: jax.Array, count: int):
+        self._queue.put((array, count))
+
+    def _watch(self):
+        while True:
+            array, count = self._queue.get()
+            with contextlib.suppress(JaxRuntimeError):  # whoever takes the array meets it, too
+                array.block_until_ready()
+                self._advance(count)
 
 
 def share(seeds: Sequence[int], index: int, count: int) -> list[int]:

@@ -330,12 +330,16 @@ class Trajectory(NamedTuple):
         """The state of `method` that `run` begins with."""
         return self.method.first(jnp.asarray(noise, self.dtype) * self.settings.sigmas[0])
 
-    def advance(self, variables: Any, state: Any, index: Any, labels: Any, churn_noise: Any) -> Any:
-        """The state after evaluation `index`: as many of these as there are evaluations are `run`."""
-        method = self.method
+    def advance(self, variables: Any, state: Any, start: Any, end: Any, labels: Any, churn_noise: Any) -> Any:
+        """The state after the evaluations from `start` up to `end`; after all of them, it is that of `run`."""
+        method, denoise = self.method, self._denoiser(variables, labels)
         extra = None if churn_noise is None else jnp.asarray(churn_noise, self.dtype)
-        row = jax.tree.map(lambda column: jnp.asarray(column)[index], method.table)
-        return method.advance(self._denoiser(variables, labels), state, row, extra)
+        table = jax.tree.map(jnp.asarray, method.table)
+
+        def body(index, state):
+            return method.advance(denoise, state, jax.tree.map(lambda column: column[index], table), extra)
+
+        return lax.fori_loop(start, end, body, state)
 
     def _denoiser(self, variables: Any, labels: Any) -> Denoise:
         (net, guide), settings = self.nets, self.settings
