@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jax_edm2 import strict_json
 from jax_edm2.files import scratch, whole_or_nothing
+from jax_edm2.messages import brief
 
 from .errors import ConverterError
 
@@ -67,16 +68,17 @@ class Folder:
             temporary.unlink(missing_ok=True)
         return target
 
-    def differences(self, seed: int, shape: tuple[int, ...], about: dict[str, Any]) -> set[str] | None:
+    def differences(self, seed: int, shape: tuple[int, ...], about: dict[str, Any]) -> list[str] | None:
         """What of `about` is otherwise in the file that is there for a seed; None if none is there that is whole.
 
-        A whole one has the shape [C, H, W], and does not say that it is another seed's. Arrays say nothing.
+        A whole one has the shape [C, H, W], and does not say that it is another seed's. Arrays say nothing, and what an
+        older version did not write is not compared.
         """
         path = self.file(seed)
         if not path.is_file():
             return None
         if self.suffix == ".npy":
-            return set() if _is_array(path, shape) else None
+            return [] if _is_array(path, shape) else None
         note = _whole_picture(path, shape)
         if note is None or note.get("seed", str(seed)) != str(seed):
             return None
@@ -85,8 +87,8 @@ class Folder:
         except strict_json.JSONError:
             found = None
         if not isinstance(found, dict):  # of NVlabs' generate_images.py, perhaps
-            return set()
-        return set(_differences({**found, "class": note.get("class")}, about))
+            return ["it does not say how"]
+        return list(_differences(found, about))
 
 
 def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
@@ -128,15 +130,26 @@ def _has_its_checksums(data: bytes) -> bool:
 
 
 def _differences(found: dict[str, Any], about: dict[str, Any]) -> Iterator[str]:
-    """Names of what is otherwise: settings one by one, networks by their digests and not by their names."""
+    """What is otherwise: settings one by one, networks by their digests and not by their names."""
     for name, value in about.items():
-        other = found.get(name)
+        if name not in found or name == "edm2_jax":
+            continue
+        other = found[name]
         if name in ("network", "guide"):
-            value, other = (v.get("digest") if isinstance(v, dict) else None for v in (value, other))
-        if name == "settings" and isinstance(other, dict):
+            wanted, had = (v.get("digest") if isinstance(v, dict) else None for v in (value, other))
+            if wanted != had:
+                yield f"{name} {_name(other)}, not {_name(value)}"
+        elif isinstance(value, dict) and isinstance(other, dict):
             yield from _differences(other, value)
-        elif name != "edm2_jax" and json.dumps(other, sort_keys=True) != json.dumps(value, sort_keys=True):
-            yield name
+        elif json.dumps(other, sort_keys=True) != json.dumps(value, sort_keys=True):
+            yield f"{name} {brief(other)}, not {brief(value)}"
+
+
+def _name(network: Any) -> str:
+    if not isinstance(network, dict):
+        return "none"
+    name, digest = (str(network.get(key, "unknown")) for key in ("name", "digest"))
+    return f"{name:.60} ({digest.removeprefix('sha256:'):.8})"
 
 
 def _image(array: np.ndarray) -> Image.Image:

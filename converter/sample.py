@@ -3,6 +3,7 @@
 report = sample(SampleRequest(outdir=Path("out"), net="digits.safetensors", seeds=range(100), grid=True))
 """
 
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -44,12 +45,15 @@ class SampleReport:
         return {**counts, **self.about, "outdir": str(self.outdir)}
 
 
-def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Progress = silent) -> SampleReport:
+def sample(
+    request: SampleRequest, *, warn: Warn = warnings.warn, progress: Progress = silent, steps: Progress | None = None
+) -> SampleReport:
     """Draw what is requested, on all devices that JAX has; of several processes, each draws its share of the seeds.
 
     JAX is brought up as it likes, unless `converter.devices.start` did it before.
     warn: is given a line for each thing that the user should know. progress: of the folder's name and the number of its
-    pictures; it has been told of all that are there when an error or an interruption ends it.
+    pictures; it has been told of all that are there when an error or an interruption ends it. steps: likewise of the
+    network's evaluations, for all batches.
     Raises: UsageError, ConverterError, CheckpointError, OSError.
     """
     import jax
@@ -58,6 +62,9 @@ def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Prog
     from .pictures import Folder, contact_sheet
 
     resolved = resolve(request)
+    if request.preset is not None and request.net is not None:
+        stay = "whose guide is kept" if resolved.guide is not None else "of which nothing is used"
+        warn(f"--net {resolved.net.name} is taken, and not the network of --preset {request.preset}, {stay}")
     if request.grid and jax.process_count() > 1:
         raise UsageError(GRID_ALONE)
     folder = Folder(request.outdir, subdirs=request.subdirs, suffix=".npy" if request.latents else ".png")
@@ -67,7 +74,7 @@ def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Prog
     try:
         with jax.default_matmul_precision("highest"):  # of float32: embeddings and the VAE are always that
             prepared = _prepare(request, resolved, warn)
-            counts = _draw(request, prepared, folder, warn, progress)
+            counts = _draw(request, prepared, folder, warn, progress, steps)
     except BaseException as error:
         folder.leave()
         if not isinstance(error, JaxRuntimeError):
@@ -84,8 +91,9 @@ def sample(request: SampleRequest, *, warn: Warn = warnings.warn, progress: Prog
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The generator, what is said in every picture about where it comes from, and the shape of one: [C, H, W]."""
+    """The network's name, its generator, what every picture says of where it comes from, and the shape [C, H, W]."""
 
+    name: str
     generator: "Generator"
     about: dict[str, Any]
     shape: tuple[int, ...]
@@ -125,12 +133,13 @@ def _prepare(request: SampleRequest, resolved: Resolved, warn: Warn) -> _Prepare
         "network": _about(main),
         "guide": _about(guide) if guide else None,
         "settings": strict_json.clean(dataclasses.asdict(resolved.settings)),
+        "class_idx": request.class_idx,
         "rng": request.rng,
         "precision": jax.numpy.dtype(main.net.dtype).name,
         "nvlabs_rounding": request.nvlabs_rounding,
         "edm2_jax": __version__,
     }
-    return _Prepared(generator, about, shape)
+    return _Prepared(main.name, generator, about, shape)
 
 
 def _about(network: LoadedNetwork) -> dict[str, Any]:
@@ -181,7 +190,12 @@ def _refuse_not_finite(name: str, variables: Any):
 
 
 def _draw(
-    request: SampleRequest, prepared: _Prepared, folder: "Folder", warn: Warn, progress: Progress
+    request: SampleRequest,
+    prepared: _Prepared,
+    folder: "Folder",
+    warn: Warn,
+    progress: Progress,
+    steps: Progress | None,
 ) -> tuple[int, int, float]:
     """How many pictures were written and how many were left where they are, and the seconds that it took."""
     import jax
@@ -191,12 +205,19 @@ def _draw(
 
     about = prepared.about
     mine = share(request.seeds, jax.process_index(), jax.process_count())
-    given = {} if request.class_idx is None else {"class": str(request.class_idx)}
-    todo = missing(mine, folder, prepared.shape, {**about, **given}, warn) if request.skip_existing else mine
+    todo = missing(mine, folder, prepared.shape, about, force=request.force) if request.skip_existing else mine
+    if request.latents and len(todo) < len(mine):
+        warn(f"{len(mine) - len(todo):,} arrays are left, which do not say how they were made")
     precise = "; try --precision=float32" if about["precision"] != "float32" else ""
     began = time.perf_counter()
-    with progress(str(folder.path), len(todo)) as advance, Writers(folder, about, advance) as writers:
-        for batch in prepared.generator(todo, request.batch):
+    generator = prepared.generator
+    with contextlib.ExitStack() as stack:
+        writers = stack.enter_context(
+            Writers(folder, about, stack.enter_context(progress(str(folder.path), len(todo))))
+        )
+        total = generator.evaluations * generator.batches(len(todo), request.batch)
+        told = None if steps is None else stack.enter_context(steps(prepared.name, total))
+        for batch in generator(todo, request.batch, advance=told):
             latents = np.asarray(batch.latents)
             if lost := [seed for seed, latent in zip(batch.seeds, latents, strict=False) if not_finite(latent)]:
                 raise SampleError(f"the network gives values that are NaN or infinite for seed {lost[0]}{precise}")

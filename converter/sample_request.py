@@ -25,14 +25,15 @@ class SampleRequest:
 
     preset: a published network's name. net: a checkpoint's path, or a snapshot's path or URL, in place of the preset's
     network. gnet: the guiding network, and guidance: its strength, 1 for none; by default the preset's, or what the
-    checkpoint says. interval: of noise levels where there is guidance. class_idx: by default a random one for each.
+    checkpoint says. interval: of noise levels where there is guidance. unconditional: the guide is asked without
+    labels, and is the network itself where there is no other. class_idx: by default a random one for each.
     batch: most pictures at once on a device. sampler, churn: as in `jax_edm2.Settings`; so are num_steps, sigma_min,
     sigma_max and rho, by default what the checkpoint says. rng: one of `jax_edm2.generation.RNGS`. precision: of the
     activations; auto is float16 on a GPU where generate_images.py would use it, else float32. nvlabs_rounding: gains
     are rounded as generate_images.py does. vae: by default what the network names. vae_batch: latents that are decoded
     at once on a device. latents: arrays of what the network gives are saved in place of pictures. subdirs: there is a
-    folder for every 1,000 seeds. grid: there is a contact sheet, too. skip_existing: pictures that are there, and
-    whole, are left.
+    folder for every 1,000 seeds. grid: there is a contact sheet, too. skip_existing: pictures that are there, whole,
+    and made in the same way, are left; force: those made otherwise are made again, else refused.
     Raises: UsageError for values that make no sense in themselves.
     """
 
@@ -42,6 +43,7 @@ class SampleRequest:
     gnet: str | None = None
     guidance: float | None = None
     interval: tuple[float, float] | None = None
+    unconditional: bool = False
     seeds: Sequence[int] = (16, 17, 18, 19)
     class_idx: int | None = None
     batch: int = 32
@@ -60,6 +62,7 @@ class SampleRequest:
     subdirs: bool = False
     grid: bool = False
     skip_existing: bool = False
+    force: bool = False
     fetching: Fetching = field(default_factory=Fetching)
 
     def __post_init__(self):
@@ -67,6 +70,8 @@ class SampleRequest:
             raise UsageError(GRID_ALONE)
         if self.preset is None and self.net is None:
             raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
+        if self.force and not self.skip_existing:
+            raise UsageError("--force goes with --skip-existing; without, everything is made again")
         self.settings(2.0)
 
     def settings(self, guidance: float, recorded: Sampler = DEFAULT) -> Settings:
@@ -76,8 +81,12 @@ class SampleRequest:
         schedule: dict[str, Any] = {name: getattr(self, name) for name in SCHEDULE}
         schedule = {name: getattr(recorded, name) if given is None else given for name, given in schedule.items()}
         more: dict[str, Any] = {"interval": self.interval} if self.interval else {}
+        if self.unconditional and guidance == 1:
+            raise UsageError("--unconditional-guide needs --guidance, a number such as 3")
         try:
-            return Settings(self.sampler, **schedule, guidance=guidance, churn=self.churn, **more)
+            return Settings(
+                self.sampler, **schedule, guidance=guidance, churn=self.churn, unconditional=self.unconditional, **more
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -115,14 +124,16 @@ def _networks(request: SampleRequest) -> tuple[Location, Location | None, float,
     path = Path(location.text)
     if not location.remote and is_checkpoint(path):
         recorded = read_record(path).sampler
-    if preset is not None and preset.guide:
+    if preset is not None and request.unconditional:
+        pass  # it guides itself, or --gnet does
+    elif preset is not None and preset.guide:
         guide = guide or Location(presets.url(preset.guide))
         guidance = preset.guidance if guidance is None else guidance
     elif recorded.guide is not None:
         guide = guide or _beside(path, recorded.guide)
         guidance = recorded.guidance if guidance is None else guidance
-    if guidance not in (None, 1) and guide is None:
-        raise UsageError("--guidance needs a guiding network: --gnet, or a guided preset")
+    if guidance not in (None, 1) and guide is None and not request.unconditional:
+        raise UsageError("--guidance needs a guiding network: --gnet, a guided preset, or --unconditional-guide")
     if guide is not None and guidance is None:
         raise UsageError("--gnet needs --guidance, a number such as 1.5")
     return location, guide if guidance != 1 else None, 1.0 if guidance is None else guidance, recorded

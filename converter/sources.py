@@ -79,7 +79,9 @@ def _check(path: Path):
 
 def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Preset | None]:
     """The snapshot that is asked for, and its preset, if it is a preset's. Raises: UsageError, PresetError."""
-    if (source is None) == (preset is None):
+    if source is not None and preset is not None:
+        raise UsageError(f"{source} and --preset {preset} are two snapshots: give one of them")
+    if source is None and preset is None:
         raise UsageError("give a SOURCE (a .pkl file or its URL), or --preset NAME; --list-presets shows them")
     if preset is not None:
         found = presets.find(preset)

@@ -5,8 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 from jax_edm2 import __version__
+from jax_edm2.messages import listing
 
-from .progress import Advance, Warn
+from .errors import SampleError
+from .progress import Advance
 
 if TYPE_CHECKING:
     from jax_edm2.generation import Batch
@@ -61,15 +63,20 @@ class Writers:
 
 
 def missing(
-    seeds: Sequence[int], folder: "Folder", shape: tuple[int, ...], about: dict[str, Any], warn: Warn
+    seeds: Sequence[int], folder: "Folder", shape: tuple[int, ...], about: dict[str, Any], *, force: bool = False
 ) -> list[int]:
-    """The seeds whose picture is not there, or not whole. warn: is told of those that were made otherwise."""
+    """The seeds whose picture is not there, not whole, or, with `force`, made otherwise.
+
+    Raises: SampleError for pictures that were made otherwise, unless `force`.
+    """
     with ThreadPoolExecutor(WRITERS) as pool:
         found = list(pool.map(lambda seed: folder.differences(seed, shape, about), seeds))
-    if differing := [differences for differences in found if differences]:
-        names = ", ".join(sorted(set().union(*differing)))
-        warn(
-            f"{len(differing)} pictures that are left were made otherwise ({names}): remove them, or choose another "
-            "--outdir"
+    differing = [(seed, differences) for seed, differences in zip(seeds, found, strict=True) if differences]
+    if differing and not force:
+        seed, differences = differing[0]
+        others = f", and {len(differing) - 1:,} more," if len(differing) > 1 else ""
+        raise SampleError(
+            f"{folder.file(seed)}{others} was made otherwise: {listing(differences)}; choose another --outdir, or "
+            "redraw with --force"
         )
-    return [seed for seed, differences in zip(seeds, found, strict=True) if differences is None]
+    return [seed for seed, differences in zip(seeds, found, strict=True) if differences is None or differences]

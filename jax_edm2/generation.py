@@ -154,9 +154,11 @@ class Generator:
 
     def batch_size(self, count: int, largest: int) -> int:
         """Images per device, for `count` of them in as few equal batches as there can be; at most `largest`."""
-        devices = len(self.devices)
-        batches = -(-count // (largest * devices))
-        return -(-count // (batches * devices)) if count else 0
+        return -(-count // (self.batches(count, largest) * len(self.devices))) if count else 0
+
+    def batches(self, count: int, largest: int) -> int:
+        """How many batches that takes."""
+        return -(-count // (largest * len(self.devices)))
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ class _State(NamedTuple):
     slope: jax.Array  # dx/dsigma there
 
     @classmethod
-    def first(cls, x: jax.Array) -> Self:
+    def first(cls, x: jax.Array) -> "_State":
         return cls(x, x, jnp.zeros_like(x))
 
 

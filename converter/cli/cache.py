@@ -8,6 +8,7 @@ from jax_edm2.strict_json import dumps
 
 from ..downloads import cache_contents
 from ..downloads.cache import cache_in
+from .options import SETTINGS
 from .run import say
 
 BROKEN = 2
@@ -18,7 +19,7 @@ _folder = click.option(
 )
 
 
-@click.group()
+@click.group(context_settings=SETTINGS)
 def cache():
     """What edm2-convert has downloaded, and what NVlabs' own tool left in the same place."""
 

@@ -18,7 +18,7 @@ from ..convert import DTYPES
 from ..progress import Advance
 from ..sources import Fetching
 from .cache import cache
-from .options import source_options
+from .options import SETTINGS, source_options
 from .run import run, say
 from .subcommands import SourceOrCommand
 
@@ -36,13 +36,12 @@ Examples:
 Downloads are kept:
   edm2-convert cache list|verify|clear
 
-\b
 Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted.
 """
 
 
 @click.group(
-    name="edm2-convert", cls=SourceOrCommand, epilog=EPILOG, context_settings={"max_content_width": 100},
+    name="edm2-convert", cls=SourceOrCommand, epilog=EPILOG, context_settings=SETTINGS,
     invoke_without_command=True,
 )  # fmt: skip
 @click.argument("source", required=False)

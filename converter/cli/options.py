@@ -1,13 +1,19 @@
-"""The options of every command that works on a snapshot: which preset's it is, and how it is brought here."""
+"""What all commands have in common: how options are spelt, and those that say which snapshot it is and where."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..downloads.watchdog import PERIOD, SPEED, TIMEOUT
 
+SETTINGS: dict[str, Any] = {  # of every click command
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 80,
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # NVlabs' tools spell --sigma_min, --S_churn
+}
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -15,6 +21,21 @@ def _sha256(_context, _parameter, value: str | None) -> str | None:
     if value is not None and not _SHA256.fullmatch(value):
         raise click.BadParameter(f"{value!r} is no sha256: 64 hexadecimal digits")
     return value
+
+
+class Device(click.Choice):
+    """The kind of devices that JAX uses."""
+
+    def __init__(self):
+        super().__init__(["auto", "cpu", "gpu", "tpu"])
+
+    def convert(self, value, param, ctx):
+        return super().convert("gpu" if value in ("cuda", "rocm") else value, param, ctx)
+
+
+def device_option(text: str) -> Callable:
+    """--device."""
+    return click.option("--device", type=Device(), default="auto", show_default=True, help=text)
 
 
 def source_options(command: Callable) -> Callable:

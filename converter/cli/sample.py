@@ -1,7 +1,6 @@
 """edm2-sample: the pictures of NVlabs' generate_images.py, seed by seed, from a checkpoint or a snapshot."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,25 +14,28 @@ from ..progress import Advance
 from ..sample import sample
 from ..sample_request import GRID_ALONE, SampleRequest
 from ..sources import Fetching
-from .options import source_options
+from .options import SETTINGS, device_option, source_options
 from .run import run, say
 from .seeds import Seeds
 
 EPILOG = """\b
 Examples:
   edm2-sample --preset=edm2-img512-s-guid-dino --outdir=out
-  edm2-sample --preset=edm2-img64-s-fid --outdir=out --subdirs --seeds=0-49999 --batch=128
+  edm2-sample --preset=edm2-img64-s-fid --outdir=out --subdirs \\
+      --seeds=0-49999 --batch=128
   edm2-sample --net=golden/digits.pkl --outdir=out --seeds=0-99 --grid
-  edm2-sample --net=digits.safetensors --outdir=out --class=7 --sampler=dpmpp-2m --steps=16
-  edm2-sample --net=golden/digits.pkl --gnet=golden/digits-guide.pkl --guidance=1.5 --outdir=out
+  edm2-sample --net=digits.safetensors --outdir=out --class=7 \\
+      --sampler=dpmpp-2m --steps=16
+  edm2-sample --net=golden/digits.pkl --gnet=golden/digits-guide.pkl \\
+      --guidance=1.5 --outdir=out
 \b
-Two processes, each with all of its devices (on Slurm and TPU pods, --distributed alone):
+Two processes, each with all of its devices (on Slurm and TPU pods,
+--distributed alone):
   edm2-sample --net=digits.safetensors --outdir=out --seeds=0-999 \\
       --coordinator=host0:1234 --num-processes=2 --process-id=0
 
-\b
-Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted, 143
-terminated; pictures that are finished are kept, and --skip-existing goes on from there.
+Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted, 143 terminated;
+pictures that are finished are kept, and --skip-existing goes on from there.
 """
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -62,15 +64,19 @@ def _recorded(name: str) -> str:
 
 def _churn_option(name: str, kind: click.ParamType, what: str):
     default = f"{getattr(Churn, name):g}"
-    return click.option(f"--{name}", name, type=kind, default=default, show_default=True, help=what)
+    return click.option(f"--{name.replace('_', '-')}", name, type=kind, default=default, show_default=True, help=what)
 
 
-@click.command(name="edm2-sample", epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.command(name="edm2-sample", epilog=EPILOG, context_settings=SETTINGS)
 @source_options
 @click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl) or its URL.")
 @click.option("--gnet", metavar="PATH|URL", help="Guiding network.  [default: the preset's, or the checkpoint's]")
 @click.option("--guidance", type=float, help="Its strength; 1 is no guidance.  [default: likewise]")
 @click.option("--guidance-interval", type=Interval(), help="Guide at these noise levels only: above LO, up to HI.")
+@click.option(
+    "--unconditional-guide", "unconditional", is_flag=True,
+    help="Ask the guide without labels; without --gnet, the network guides itself (classifier-free guidance).",
+)  # fmt: skip
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures.")
 @click.option("--subdirs", is_flag=True, help="Make a folder for every 1000 seeds.")
 @click.option("--seeds", type=Seeds(10_000_000), default="16-19", show_default=True, help="A picture each: 1,2,5-10.")
@@ -79,8 +85,8 @@ def _churn_option(name: str, kind: click.ParamType, what: str):
     "--batch", type=click.IntRange(1, 65536), default=32, show_default=True, help="Most pictures at once on a device."
 )
 @click.option("--steps", "num_steps", type=click.IntRange(1, 10_000), help=f"Sampling steps.  {_recorded('num_steps')}")
-@click.option("--sigma_min", type=POSITIVE, help=f"Lowest noise level.  {_recorded('sigma_min')}")
-@click.option("--sigma_max", type=POSITIVE, help=f"Highest noise level.  {_recorded('sigma_max')}")
+@click.option("--sigma-min", type=POSITIVE, help=f"Lowest noise level.  {_recorded('sigma_min')}")
+@click.option("--sigma-max", type=POSITIVE, help=f"Highest noise level.  {_recorded('sigma_max')}")
 @click.option("--rho", type=POSITIVE, help=f"Exponent of the noise levels.  {_recorded('rho')}")
 @_churn_option("S_churn", NOT_NEGATIVE, "Stochasticity.")
 @_churn_option("S_min", NOT_NEGATIVE, "Its lowest level.")
@@ -102,13 +108,7 @@ def _churn_option(name: str, kind: click.ParamType, what: str):
     "--nvlabs-rounding", is_flag=True,
     help="Round gains to float16 as generate_images.py does, which changes the network's output by some 2e-4.",
 )  # fmt: skip
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "gpu", "tpu"]),
-    default="auto",
-    show_default=True,
-    help="All of that kind are used.",
-)
+@device_option("All of that kind are used.")
 @click.option(
     "--vae", metavar="PATH|URL", help="diffusers' folder or safetensors file.  [default: what the network names]"
 )
@@ -122,8 +122,10 @@ def _churn_option(name: str, kind: click.ParamType, what: str):
 @click.option("--latents", is_flag=True, help="Save what the network gives as float32 arrays (.npy), not as pictures.")
 @click.option("--grid", is_flag=True, help="Also make a contact sheet of the first 400 pictures, OUTDIR/grid.png.")
 @click.option(
-    "--skip-existing", is_flag=True, help="Leave out seeds whose picture is there, whole: what is torn is made again."
-)
+    "--skip-existing", is_flag=True,
+    help="Leave out seeds whose picture is there, whole: what is torn is made again, what was made otherwise refused.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="With --skip-existing: make again what was made otherwise.")
 @click.option("--distributed", is_flag=True, help="This is one of several processes, which a cluster started.")
 @click.option("--coordinator", metavar="HOST:PORT", help="Of process 0, where there is no such cluster.")
 @click.option("--num-processes", type=click.IntRange(1), help="How many processes there are.")
@@ -131,10 +133,10 @@ def _churn_option(name: str, kind: click.ParamType, what: str):
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_sample(
-    preset, sha256, cache_dir, offline, timeout, net, gnet, guidance, guidance_interval, outdir, subdirs, seeds,
-    class_idx, batch, num_steps, sigma_min, sigma_max, rho, S_churn, S_min, S_max, S_noise, sampler, rng, precision,
-    nvlabs_rounding, device, vae, vae_batch, latents, grid, skip_existing, distributed, coordinator, num_processes,
-    process_id, json_,
+    preset, sha256, cache_dir, offline, timeout, net, gnet, guidance, guidance_interval, unconditional, outdir, subdirs,
+    seeds, class_idx, batch, num_steps, sigma_min, sigma_max, rho, S_churn, S_min, S_max, S_noise, sampler, rng,
+    precision, nvlabs_rounding, device, vae, vae_batch, latents, grid, skip_existing, force, distributed, coordinator,
+    num_processes, process_id, json_,
 ):  # fmt: skip
     """Draw pictures with an EDM2 network: the flags of NVlabs' generate_images.py, and for a seed its picture.
 
@@ -145,14 +147,15 @@ def edm2_sample(
         raise click.UsageError(GRID_ALONE)
 
     request = SampleRequest(
-        outdir, preset=preset, net=net, gnet=gnet, guidance=guidance, interval=guidance_interval, seeds=seeds,
-        class_idx=class_idx, batch=batch, sampler=sampler, num_steps=num_steps, sigma_min=sigma_min,
-        sigma_max=sigma_max, rho=rho, churn=Churn(S_churn, S_min, S_max, S_noise), rng=rng, precision=precision,
-        nvlabs_rounding=nvlabs_rounding, vae=vae, vae_batch=vae_batch, latents=latents, subdirs=subdirs, grid=grid,
-        skip_existing=skip_existing, fetching=Fetching(sha256, cache_dir, offline, timeout),
+        outdir, preset=preset, net=net, gnet=gnet, guidance=guidance, interval=guidance_interval,
+        unconditional=unconditional, seeds=seeds, class_idx=class_idx, batch=batch, sampler=sampler,
+        num_steps=num_steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho,
+        churn=Churn(S_churn, S_min, S_max, S_noise), rng=rng, precision=precision, nvlabs_rounding=nvlabs_rounding,
+        vae=vae, vae_batch=vae_batch, latents=latents, subdirs=subdirs, grid=grid, skip_existing=skip_existing,
+        force=force, fetching=Fetching(sha256, cache_dir, offline, timeout),
     )  # fmt: skip
     start(device, cluster)  # before an orbax checkpoint is read, which would start JAX as it likes
-    report = sample(request, warn=_warn, progress=_progress_bar)
+    report = sample(request, warn=_warn, progress=_count, steps=_bar)
     if json_:
         click.echo(strict_json.dumps(report.to_json()))
         return
@@ -177,26 +180,31 @@ def _warn(line: str):
 
 
 @contextlib.contextmanager
-def _progress_bar(folder: str, total: int) -> Iterator[Advance]:
-    """A tqdm bar on standard error where that is a terminal; whoever is interrupted learns how far it came."""
-    import jax
-    from tqdm import tqdm
-
-    silent = sys.stderr is None or not sys.stderr.isatty() or jax.process_index() > 0
+def _count(folder: str, total: int) -> Iterator[Advance]:
+    """Whoever is interrupted learns how many pictures there are."""
     done = 0
 
     def advance(count: int):
         nonlocal done
         done += count
-        bar.update(count)
 
     try:
-        with tqdm(total=total, unit="image", file=sys.stderr, disable=silent, leave=False) as bar:
-            yield advance
+        yield advance
     except BaseException:
         with contextlib.suppress(OSError):
             say(f"{done} of {total} are in {folder}", err=True)
         raise
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int) -> Iterator[Advance]:
+    """Of the network's evaluations; the first of them takes as long as compiling does."""
+    import jax
+
+    from ..bars import Bar
+
+    with Bar(desc=name, total=total, unit="evaluations", silent=jax.process_index() > 0) as bar:
+        yield bar.update
 
 
 def main():

@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import sys
+import threading
+import time
 from pathlib import Path
 
 import click
@@ -21,14 +23,15 @@ from ..verify.precision import PRECISIONS
 from ..verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
 from ..verify.run import verify
 from ..verify.source import Source
-from .options import source_options
+from .options import SETTINGS, device_option, source_options
 from .run import run, say
 from .seeds import Seeds
 
 EPILOG = """\b
 Examples:
   edm2-verify golden/digits.pkl
-  edm2-verify golden/digits.pkl --checkpoint digits.safetensors --report runs/report
+  edm2-verify golden/digits.pkl --checkpoint digits.safetensors \\
+      --report runs/report
   edm2-verify --preset edm2-img512-xs
   edm2-verify golden/digits.pkl --checks throughput --batch 64
   edm2-verify golden/digits.pkl --show-source
@@ -37,14 +40,15 @@ Examples:
 \b
 Two machines, PyTorch on one and JAX on the other:
   edm2-verify golden/digits.pkl --save-truth digits-truth.npz
-  edm2-verify --checkpoint digits.safetensors --truth digits-truth.npz --device tpu
+  edm2-verify --checkpoint digits.safetensors --truth digits-truth.npz \\
+      --device tpu
 
-\b
 Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input that is missing, broken or refused,
 3 inconclusive (a precision switch did not take effect, the reference is not repeatable or not finite),
 130 interrupted.
 """
 OURS = "ours"  # goldens
+EVERY = 30.0  # seconds between lines on how far it is, where there is no terminal
 WITH_GOLDEN = ("golden", "device", "report", "json_")
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
 
@@ -77,19 +81,13 @@ class Checks(click.ParamType):
         return tuple(check for check in CHECKS if check in names)
 
 
-@click.command(name="edm2-verify", epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.command(name="edm2-verify", epilog=EPILOG, context_settings=SETTINGS)
 @click.argument("snapshot", required=False)
 @source_options
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Converted checkpoint.  [default: converts in memory]"
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "gpu", "tpu"]),
-    default="auto",
-    show_default=True,
-    help="Of JAX. PyTorch uses CUDA beside a GPU, else the CPU; the truth is always computed on the CPU.",
-)
+@device_option("Of JAX. PyTorch uses CUDA beside a GPU, else the CPU; the truth is always computed on the CPU.")
 @click.option(
     "--precision",
     type=click.Choice([*PRECISIONS]),
@@ -146,7 +144,7 @@ class Checks(click.ParamType):
     metavar="[DIR]",
     is_flag=False,
     flag_value=OURS,
-    help="Hold this machine to recorded truths, ours or DIR's, in half a minute; needs no PyTorch and no SNAPSHOT.",
+    help="Hold this machine to recorded truths, ours or DIR's, in a minute; needs no PyTorch and no SNAPSHOT.",
 )
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md.")
@@ -263,18 +261,27 @@ def _start_jax(device: str, precision: str):
 
 @contextlib.contextmanager
 def _stages():
-    """Yields a function that names the stage that is running on standard error, where that is a terminal."""
-    shown = ""
+    """Yields a function that names the stage that is running, on standard error: on a terminal, or now and then."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    shown, began, ended = "", time.monotonic(), threading.Event()
 
     def show(stage: str):
         nonlocal shown
-        if sys.stderr.isatty():
+        if terminal:
             click.echo(f"\r{' ' * len(shown)}\r{stage}", nl=False, err=True)
-            shown = stage
+        shown = stage
 
+    def tell():
+        while not ended.wait(EVERY):
+            if shown and not shown.startswith("PyTorch"):  # which has lines of its own
+                say(f"edm2-verify: {shown}; {time.monotonic() - began:.0f} s so far", err=True)
+
+    if not terminal:
+        threading.Thread(target=tell, daemon=True).start()
     try:
         yield show
     finally:
+        ended.set()
         show("")
 
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from tqdm import tqdm
 
 from jax_edm2 import __version__
 from jax_edm2.files import scratch
 
+from ..bars import Bar
 from ..errors import ConverterError
 from .cache import LARGEST, Cache, DamagedError, key_of, read_part, strong_etag, write_json
 from .cache_files import CacheError, check_name, make_folder, open_file
@@ -126,9 +126,7 @@ class _Transfer:
         self.ranges = True  # does the server keep to what a Range request means?
         self.received = self.brought = 0  # bytes, of this attempt; those of them that are new, and stay
         self.hashed: tuple[Path | None, int, Any] = None, 0, hashlib.sha256()
-        self.bar = tqdm(
-            unit="B", unit_scale=True, desc=file_name(url), leave=False, disable=not sys.stderr.isatty(), delay=0.5
-        )
+        self.bar = Bar(desc=file_name(url), unit="B", unit_scale=True, delay=0.5)
 
     def __enter__(self):
         return self
@@ -156,7 +154,7 @@ class _Transfer:
                 if failures > RETRIES or behind > max(PATIENCE, PATIENT * self.timeout):
                     raise DownloadError(f"{self.shown}: {error}{self._given_up(failures)}") from None
                 wait = BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1) if failures else 0.0
-                if failures and sys.stderr.isatty():
+                if failures:
                     self.bar.write(f"{self.shown}: {error}; trying again", file=sys.stderr)
                 time.sleep(min(max(wait, error.wait), LONGEST_WAIT))
 

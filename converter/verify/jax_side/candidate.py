@@ -1,6 +1,7 @@
 """A JAX network under examination, with the compiled functions that this takes. Needs no torch."""
 
 import contextlib
+import itertools
 import math
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from jax_edm2.training import denoising_loss
 from ...networks import in_memory
 from ...snapshot import Snapshot
 from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
+from ..outcome import Progress
 from ..taps import Tap
 from .precision import jax_dtype, jax_precision
 from .taps import TappedNetwork
@@ -102,16 +104,20 @@ class Candidate:
         compiled = self._compiled.setdefault(names, jax.jit(run))
         return compiled(self._whole(), x, sigma, labels)
 
-    def trajectory(self, plan: Plan, keep: frozenset[str] | None = None) -> list[np.ndarray]:
+    def trajectory(
+        self, plan: Plan, keep: frozenset[str] | None = None, progress: Progress = lambda stage: None
+    ) -> list[np.ndarray]:
         """The states [1, C, H, W] of the Heun sampler, one for each noise level; computed once.
 
-        keep: use what `denoise_and_keep` has compiled for these taps and the plan's batch.
+        keep: use what `denoise_and_keep` has compiled for these taps and the plan's batch. progress: is told of every
+        evaluation.
         """
         if self._trajectory is None:
             noise, labels = trajectory_start(self.config, plan.seeds[0])
-            variables = self._whole()
+            variables, count = self._whole(), itertools.count(1)
 
             def denoise(x, sigma):
+                progress(f"trajectory, evaluation {next(count)} of {2 * plan.steps - 1}")
                 if keep is None:
                     return self._call("denoise", variables, x, np.asarray([sigma], np.float32), labels)[0]
                 x, several = (None if v is None else np.repeat(v, plan.batch, axis=0) for v in (x, labels))

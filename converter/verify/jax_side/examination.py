@@ -41,7 +41,7 @@ def examine(
 ) -> Findings:
     """Run every check of the truth's plan."""
     findings = Findings()
-    run = (Examination if truth.golden is None else GoldenExamination)(candidate, truth, tolerance, findings)
+    run = (Examination if truth.golden is None else GoldenExamination)(candidate, truth, tolerance, findings, progress)
     for check in truth.plan.checks:
         progress(check)
         if check == "parameters":
@@ -61,7 +61,10 @@ def examine(
 class _Examination(ABC):
     """What both kinds have in common. Subclasses say how the network is run forward, and what is kept of the rest."""
 
-    def __init__(self, candidate: Candidate, truth: Truth, tolerance: Tolerance, findings: Findings):
+    def __init__(
+        self, candidate: Candidate, truth: Truth, tolerance: Tolerance, findings: Findings, progress: Progress
+    ):
+        self.progress = progress
         self.candidate, self.truth, self.tolerance, self.findings = candidate, truth, tolerance, findings
         self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts.errors
 
@@ -220,7 +223,7 @@ class Examination(_Examination):
             self.judge_gradient("step", key, key, value)
 
     def states(self) -> list[np.ndarray]:
-        return self.candidate.trajectory(self.plan)
+        return self.candidate.trajectory(self.plan, progress=self.progress)
 
 
 class GoldenExamination(_Examination):
@@ -248,7 +251,7 @@ class GoldenExamination(_Examination):
 
     def states(self) -> list[np.ndarray]:
         compiled = frozenset(self.errors[f"seed{self.plan.seeds[0]}"]["accumulated"])
-        return self.candidate.trajectory(self.plan, compiled)
+        return self.candidate.trajectory(self.plan, compiled, self.progress)
 
 
 def _training_step(parameter, gradient, size: float):

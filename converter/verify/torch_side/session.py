@@ -1,13 +1,12 @@
 """What a session of PyTorch shares: the network, the truth file that its results go to, and how they get there."""
 
 import math
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ...bars import Bar
 from ...snapshot import Snapshot
 from ..cases import Case, make_case
 from ..truth import TruthWriter
@@ -30,7 +29,7 @@ class Session:
         total = 9 * len(self.plan.seeds) * ("forward" in self.plan.checks)
         total += 3 * ("gradients" in self.plan.checks)
         total += 2 * (2 * self.plan.steps - 1) * ("trajectory" in self.plan.checks)
-        self.bar = tqdm(total=total, desc="PyTorch", unit="run", leave=False, disable=not sys.stderr.isatty())
+        self.bar = Bar(desc="edm2-verify: PyTorch", unit="runs", total=total)
 
     def cases(self) -> Iterator[tuple[str, Case]]:
         """Every batch and its name."""
