@@ -74,9 +74,9 @@ def missing(
     differing = [(seed, differences) for seed, differences in zip(seeds, found, strict=True) if differences]
     if differing and not force:
         seed, differences = differing[0]
-        others = f", and {len(differing) - 1:,} more," if len(differing) > 1 else ""
+        others = f" and {len(differing) - 1:,} more were" if len(differing) > 1 else " was"
         raise SampleError(
-            f"{folder.file(seed)}{others} was made otherwise: {listing(differences)}; choose another --outdir, or "
-            "redraw with --force"
+            f"{folder.file(seed)}{others} made otherwise: {listing(differences)}; choose another --outdir, or redraw "
+            "with --force"
         )
     return [seed for seed, differences in zip(seeds, found, strict=True) if differences is None or differences]

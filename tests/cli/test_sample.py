@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -219,12 +220,32 @@ def test_what_is_torn_or_of_another_seed_is_made_again(digits_checkpoint, tmp_pa
     assert result.stdout.startswith(f"{tmp_path}: 7 pictures, 1 there already, "), result
     assert pictures(tmp_path) == whole
     assert result.stderr == ""
-    result = run(*arguments, "--steps=3", "--class=1", "--seeds=0-8")
-    assert result.stdout.startswith(f"{tmp_path}: 1 pictures, 8 there already, ")
-    assert result.stderr == (
-        "edm2-sample: warning: 8 pictures that are left were made otherwise (class, num_steps): remove them, or choose "
-        "another --outdir\n"
+
+
+def test_other_settings_do_not_mix(digits_checkpoint, tmp_path):
+    """Those that a picture was made with stand in it."""
+    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--skip-existing", *QUICK)
+    assert run(*arguments, "--seeds=0-2").returncode == 0
+    (tmp_path / "000007.png").write_bytes((tmp_path / "000001.png").read_bytes())  # of another seed
+    before = pictures(tmp_path)
+    other = (*arguments, "--steps=3", "--class=1", "--seeds=0-3")
+    fails(*other, text="000000.png and 2 more were made otherwise: num_steps 2, not 3; class_idx None, not 1; choose")
+    fails(
+        *arguments, "--precision=bfloat16", "--seeds=2", text="000002.png was made otherwise: precision 'float32', not"
     )
+    assert pictures(tmp_path) == before
+    assert run(*other, "--force").stdout.startswith(f"{tmp_path}: 4 pictures, ")
+    assert run(*other).stdout.startswith(f"{tmp_path}: 0 pictures, 4 there already, ")
+    fails(*arguments[:2], *QUICK, "--force", text="--force goes with --skip-existing")
+    Image.new("L", (8, 8)).save(tmp_path / "000009.png")
+    fails(*arguments, "--seeds=9", text="000009.png was made otherwise: it does not say how; choose another --outdir")
+
+
+def test_latents_do_not_say_how_they_were_made(digits_checkpoint, tmp_path):
+    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--skip-existing", "--latents", *QUICK)
+    assert run(*arguments, "--seeds=0-1").stderr == ""
+    warned = run(*arguments, "--seeds=0-2", "--steps=3")
+    assert warned.stderr == "edm2-sample: warning: 2 arrays are left, which do not say how they were made\n"
 
 
 def test_networks_that_are_not_finite(digits, digits_checkpoint, tmp_path):
@@ -299,7 +320,7 @@ def test_what_is_refused(digits_pkl, latent_pkl, tmp_path):
         ([net, out, f"--gnet={digits_pkl}"], "--gnet needs --guidance"),
         ([net, out, "--guidance-interval=1,2"], "--guidance-interval needs --guidance"),
         ([net, out, "--guidance-interval=1"], "is no interval of noise levels such as 0.28,2.9"),
-        ([net, out, "--sigma_min=5", "--sigma_max=2"], "must be 0 < sigma_min <= sigma_max, not 5 and 2"),
+        ([net, out, "--sigma-min=5", "--sigma_max=2"], "must be 0 < sigma_min <= sigma_max, not 5 and 2"),
         ([net, out, "--seeds=5-1"], "is no list of seeds"),
         ([net, out, "--seeds=0-99999999"], "has more than 10,000,000 seeds"),
         ([net, out, "--sampler=dpmpp-2m", "--S_churn=3"], "dpmpp-2m is deterministic"),
@@ -345,7 +366,7 @@ def test_a_disk_that_is_really_full(digits_checkpoint, tmp_path):
 
 def test_help_shows_examples_that_run(digits_pkl, tmp_path):
     """Those with the digits network, as they stand in --help, from a folder that has golden/."""
-    lines = map(str.strip, run("--help").stdout.splitlines())
+    lines = map(str.strip, re.sub(r"\\\n *", "", run("--help").stdout).splitlines())
     examples = [line for line in lines if line.startswith("edm2-sample ") and "digits.pkl" in line]
     assert len(examples) == 2
     (tmp_path / "golden").symlink_to(digits_pkl.parent)

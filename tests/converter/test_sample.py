@@ -32,12 +32,17 @@ def test_pictures(digits_pkl, digits_guide_pkl, tmp_path, capfd):
     assert (report.about["guide"]["name"], report.about["settings"]["guidance"]) == ("digits-guide.pkl", 1.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "000001.png", "000002.png", "grid.png"]
     again = SampleRequest(tmp_path, net=str(digits_pkl), seeds=range(4), num_steps=1, skip_existing=True)
-    report = sample(again, warn=listener.warnings.append, progress=listener.show)
+    with pytest.raises(
+        SampleError, match=r"were made otherwise: guide digits-guide.pkl \(4123ae2a\), not none; guidance"
+    ):
+        sample(again)
+    steps = Listener()
+    again = dataclasses.replace(request, seeds=range(4), skip_existing=True)
+    report = sample(again, warn=listener.warnings.append, progress=listener.show, steps=steps.show)
     assert (report.written, report.skipped) == (1, 3)
     assert listener.progress[1:] == [[str(tmp_path), 1, 1]]
-    assert [line.partition(":")[0] for line in listener.warnings] == [
-        "3 pictures that are left were made otherwise (guidance, guide)"
-    ]
+    assert [row[:2] for row in steps.progress] == [["digits.pkl", 1]]  # a thread says when one is done
+    assert listener.warnings == []
     Image.open(tmp_path / "000003.png").load()
 
 
