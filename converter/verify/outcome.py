@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jax_edm2.record import Code
+from jax_edm2.record import Code, Record
 
 from .cases import Plan
 from .facts import Facts
@@ -62,17 +62,14 @@ class Outcome:
         return EXIT_CODES[self.verdict]
 
 
-def wrong(findings: Findings, differences: list[str], stored_dtype: str | None) -> Iterator[str]:
-    """Sentences on what disagrees. differences: of the configuration; stored_dtype: of the checkpoint's tensors."""
+def wrong(findings: Findings, differences: list[str], record: Record | None, sha256: str | None) -> Iterator[str]:
+    """Sentences on what disagrees. differences: of configurations; record: the checkpoint's; sha256: the snapshot's."""
     if differences:
         yield f"the checkpoint's configuration is not the snapshot's: {'; '.join(differences)}"
     if findings.parameters:
         name, why = findings.parameters[0]
         more = f", and {len(findings.parameters) - 1} more" if len(findings.parameters) > 1 else ""
-        hint = (
-            f" (the checkpoint is stored as {stored_dtype})" if stored_dtype in ("bfloat16", "float16") and more else ""
-        )
-        yield f"parameters are not equal{hint}: {name} {why}{more}"
+        yield f"parameters are not equal{_history(record, sha256, len(findings.parameters))}: {name} {why}{more}"
     for where, why in findings.crashes:
         yield f"{where}: JAX {why}"
     for check, measurements in findings.measurements.items():
@@ -80,6 +77,20 @@ def wrong(findings: Findings, differences: list[str], stored_dtype: str | None) 
         if bad:
             first = next((m for m in bad if m.kind == "isolated"), bad[0])
             yield f"{check}: {len(bad)} of {len(measurements)} disagree; {first.kind} {first.name}: {first.failure}"
+
+
+def _history(record: Record | None, sha256: str | None, count: int) -> str:
+    """How it may have come to parameters that differ, by what the checkpoint says of itself."""
+    tensors = f"{count} tensor{'s' * (count > 1)}"
+    if record is None or sha256 is None:
+        return ""
+    if record.fine_tuned_from is not None and record.fine_tuned_from.sha256 == sha256:
+        return f" (the checkpoint is fine-tuned from this snapshot: {tensors})"
+    if record.source is None or record.source.sha256 != sha256:
+        return ""
+    if count > 1 and record.dtype in ("bfloat16", "float16"):
+        return f" (the checkpoint is stored as {record.dtype}, or was altered since it was converted: {tensors})"
+    return f" (the checkpoint was altered since it was converted: {tensors})"
 
 
 def unsure(truth: Truth, switches: dict[str, Any], tolerance: Tolerance, findings: Findings) -> Iterator[str]:

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..downloads.cache import sha256 as file_sha256
 from ..snapshot import Snapshot, read_snapshot
 from .cases import Plan
 from .oracle_process import make_truth
 from .outcome import Outcome, Progress
+from .parameter_hashes import parameter_hashes
 from .request import FromSnapshot, FromTruth, Request, VerifyError
 from .throughput.job import Job
 from .throughput.measure import measure, sweep
@@ -23,6 +25,7 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
     """
     from .jax_side.candidate import load_candidate
     from .jax_side.judgement import judge
+    from .jax_side.provenance import refuse_other_checkpoint, refuse_other_truth
 
     started = time.perf_counter()
     checkpoint, held = request.checkpoint, request.held
@@ -32,15 +35,27 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
             truth = stack.enter_context(Truth(request.truth))
             if snapshot is not None and truth.config != snapshot.config:
                 raise VerifyError(f"{request.truth}: is of another network than {snapshot.path}")
+            if snapshot is not None:
+                refuse_other_truth(request.truth, truth, snapshot)
             candidate = load_candidate(
                 truth.config, truth.plan.precision, checkpoint=checkpoint, snapshot=snapshot, held=held
             )
+            if checkpoint is not None:
+                about = truth.facts.snapshot
+                refuse_other_checkpoint(
+                    checkpoint, candidate, about["name"], about["sha256"], lambda: truth.facts.parameters
+                )
         else:
             assert snapshot is not None
             plan = request.plan
             candidate = load_candidate(
                 snapshot.config, plan.precision, checkpoint=checkpoint, snapshot=snapshot, held=held
             )
+            if checkpoint is not None:
+                sha256, of_snapshot = file_sha256(snapshot.path), snapshot
+                refuse_other_checkpoint(
+                    checkpoint, candidate, snapshot.path.name, sha256, lambda: parameter_hashes(of_snapshot)
+                )
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edm2-verify-"))) / "truth.npz"
             progress("PyTorch computes the truth, JAX compiles")
             make_truth(request, path, lambda: candidate.try_to_prepare(plan))

@@ -34,7 +34,7 @@ def judge(
         findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
     differences = _config_differences(truth.config, candidate.net.config)
     record = read_record(checkpoint) if checkpoint else None
-    disagreements = list(wrong(findings, differences, record.dtype if record else None))
+    disagreements = list(wrong(findings, differences, record, truth.facts.snapshot.get("sha256")))
     doubts = list(unsure(truth, switches, tolerance, findings))
     certain = bool(findings.parameters or differences)  # no precision switch excuses these
     verdict = DISAGREES if certain or (disagreements and not doubts) else INCONCLUSIVE if doubts else AGREES

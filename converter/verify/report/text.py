@@ -3,7 +3,7 @@
 Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth| / |truth| (Euclidean norms).
 
     schema, verdict (agrees, disagrees, inconclusive; measured: throughput alone), exit_code, headline,
-    reasons [text], warnings [text]
+    checked [text]: the checks that the verdict is about, reasons [text], warnings [text]
     guilty        [{scope, operation, what, why}]: blocks to blame, in the order of computation
     checks        {NAME: {verdict, count, failed, worst}}: worst is the measurement closest to its limit or beyond it
     parameters    {count, values, different: [{name, why}]}, or null
@@ -46,6 +46,7 @@ HEADLINES = {
     INCONCLUSIVE: "nothing can be concluded",
     MEASURED: "speed was measured, agreement was not",
 }
+COMPARED = ("parameters", "forward", "gradients", "trajectory")  # the checks that verdicts are about
 WORST = 10
 KINDS = ("isolated", "accumulated")  # of a tap
 
@@ -75,6 +76,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "verdict": outcome.verdict,
             "exit_code": outcome.exit_code,
             "headline": _headline(outcome),
+            "checked": _checked(outcome),
             "reasons": outcome.reasons,
             "warnings": outcome.warnings + list(_stranger(outcome)),
             "guilty": [{**dataclasses.asdict(g), "what": OPERATIONS.get(g.operation, "")} for g in outcome.guilty],
@@ -111,10 +113,22 @@ def _stands_in(code: dict[str, Any] | None) -> bool:
     return code is not None and code["known"] is None and not code["run"]
 
 
+def _checked(outcome: Outcome) -> list[str]:
+    return [check for check in COMPARED if check in outcome.truth.plan.checks]
+
+
 def _headline(outcome: Outcome) -> str:
-    if outcome.verdict == AGREES and _stands_in(_code(outcome)):
-        return "JAX computes what torch_ref computes; the snapshot's own source was not run"
-    return HEADLINES[outcome.verdict]
+    """What was found, of what was checked, and no more."""
+    checked, verdict = _checked(outcome), outcome.verdict
+    if checked == ["parameters"] and verdict in (AGREES, DISAGREES):
+        return f"the parameters are {'equal' if verdict == AGREES else 'not equal'}; no network was run"
+    headline = HEADLINES[verdict]
+    if verdict == AGREES and _stands_in(_code(outcome)):
+        headline = "JAX computes what torch_ref computes; the snapshot's own source was not run"
+    if verdict == AGREES and len(checked) < len(COMPARED):
+        left = [check for check in COMPARED if check not in checked]
+        headline += f"; checked: {', '.join(checked)}; not checked: {', '.join(left)}"
+    return headline
 
 
 def _stranger(outcome: Outcome) -> Iterator[str]:
@@ -126,10 +140,13 @@ def _stranger(outcome: Outcome) -> Iterator[str]:
 
 
 def title(report: dict[str, Any], write: Callable[[str], str] = str.lower) -> str:
-    """The verdict, and with what where that is not the snapshot's own network: agrees with torch_ref."""
+    """The verdict, and in what if not in all; with what where that is not the snapshot's own: agrees with torch_ref."""
+    if report["verdict"] == AGREES and report["checked"] == ["parameters"]:
+        return write(f"{AGREES} in parameters")
+    some = " in part" if report["verdict"] == AGREES and len(report["checked"]) < len(COMPARED) else ""
     if report["verdict"] == AGREES and _stands_in(report["code"]):
-        return write(f"{AGREES} with") + " torch_ref"
-    return write(report["verdict"])
+        return write(f"{AGREES}{some} with") + " torch_ref"
+    return write(report["verdict"] + some)
 
 
 def _measurement(m: Measurement) -> dict[str, Any]:

@@ -5,7 +5,6 @@ It runs in a separate process, so that its memory, its switches and any embedded
     python -m converter.verify.torch_side.oracle < JOB.json
 """
 
-import hashlib
 import os
 import sys
 import time
@@ -14,16 +13,15 @@ from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
 
-import numpy as np
 
 from ...errors import ConverterError
 from ...snapshot import Snapshot, read_snapshot
 from ..facts import Facts
+from ..parameter_hashes import parameter_hashes
 from ..truth import TruthWriter, check_room
 from .forward import Forward
 from .job import Job
 from .precision import set_torch, torch_facts
-from .reference import as_float32
 from .session import Session
 from .training import Training
 from .trajectory import trajectory_errors, write_trajectory
@@ -47,7 +45,7 @@ def compute(job: Job):
             config=snapshot.config,
             snapshot={"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": snapshot.source_hash},
             reference=job.reference,
-            parameters=_parameter_hashes(snapshot),
+            parameters=parameter_hashes(snapshot),
             amplification=forward.amplification,
             not_finite=session.not_finite,
             gradient_sizes=training.sizes,
@@ -82,15 +80,6 @@ def _errors(session: Session, forward: Forward, training: Training) -> dict[str,
     if "gradients" in session.plan.checks:
         errors["gradients"] = training.errors()
     return errors
-
-
-def _parameter_hashes(snapshot: Snapshot) -> dict[str, Any]:
-    """Shape and sha256 of every tensor's float32 bytes, so that a checkpoint can be held to them without the file."""
-    found = {}
-    for name, record in snapshot.tensors.items():
-        values = np.ascontiguousarray(as_float32(snapshot.read(name)), "<f4")
-        found[name] = {"shape": list(record.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
-    return found
 
 
 def _file_hash(snapshot: Snapshot) -> str:
