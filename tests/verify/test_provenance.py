@@ -50,8 +50,8 @@ def test_what_was_altered_or_fine_tuned(digits_pkl, digits_checkpoint, tmp_path)
     claims = type(record)(record.config, source=record.source)  # as if nothing had happened
     jax_edm2.save(tmp_path / "altered.safetensors", net, changed, record=claims)
     for name, text in (
-        ("tuned", "fine-tuned from this snapshot: 62 t"),
-        ("altered", "altered since it was converted: 62 t"),
+        ("tuned", "fine-tuned from this snapshot: 63 t"),
+        ("altered", "altered since it was converted: 63 t"),
     ):
         done = VERIFY.run(digits_pkl, "--checkpoint", tmp_path / f"{name}.safetensors", *PARAMETERS, "--json")
         found = json.loads(done.stdout)
