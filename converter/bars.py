@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -18,9 +19,7 @@ class Bar(tqdm):
     def __init__(self, *, desc: str, unit: str, total: int | None = None, silent: bool = False, **more: Any):
         """silent: says nothing at all."""
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
-        if not self._terminal:
-            line = LINE_WITHOUT_TOTAL if total is None else LINE
-            more |= {"mininterval": EVERY, "delay": EVERY, "bar_format": line, "miniters": 0}
+        self._said = time.monotonic()
         silent = silent or sys.stderr is None
         super().__init__(desc=desc, unit=unit, total=total, disable=silent, leave=False, file=sys.stderr, **more)
         self._closed = threading.Event()
@@ -30,7 +29,9 @@ class Bar(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None):
         if self._terminal:
             super().display(msg, pos)
-        elif msg != "":  # that would wipe the bar away
+        elif msg != "" and time.monotonic() - self._said >= EVERY:  # an empty one would wipe the bar away
+            self._said = time.monotonic()
+            self.bar_format = LINE if self.total else LINE_WITHOUT_TOTAL
             print(str(self) if msg is None else msg, file=sys.stderr, flush=True)
 
     def close(self):
@@ -40,5 +41,5 @@ class Bar(tqdm):
 
     def _tick(self):
         """What takes long before it is done in part, a compilation say, is seen to go on."""
-        while not self._closed.wait(TICK if self._terminal else EVERY):
+        while not self._closed.wait(TICK if self._terminal else min(TICK, EVERY)):
             self.refresh()

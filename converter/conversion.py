@@ -115,8 +115,8 @@ def fetch_and_convert(
     if guide is not None and request.fetching.sha256 is not None:
         raise UsageError("--sha256 is for one file, and this preset has two; the cache remembers both hashes")
     output = _output(request.output, location, request.format)
-    if output.exists() and not request.force and not request.dry_run:  # before anything is fetched
-        raise FileExistsError(f"{output} exists")
+    if output.exists() and not request.dry_run:  # before anything is fetched
+        _about_to_replace(location, output, request.force)
     work = _Work(request, warn, progress)
     if guide is None or preset is None:
         return Conversion(work.convert(location, output))
@@ -125,6 +125,16 @@ def fetch_and_convert(
     sampler = Sampler(guidance=preset.guidance, guide=beside.name)
     guiding = work.convert(guide, beside, shared=True)
     return Conversion(work.convert(location, output, sampler), guiding)
+
+
+def _about_to_replace(location: Location, output: Path, force: bool):
+    """What is wrong with the input is said before what is wrong with the output."""
+    if not location.remote:
+        with read_snapshot(location.text) as snapshot:
+            if output.samefile(snapshot.path):
+                raise UsageError(f"{output} is the snapshot itself: choose another --output")
+    if not force:
+        raise FileExistsError(f"{output} exists")
 
 
 def _output(output: Path | None, location: Location, format_: str) -> Path:

@@ -35,14 +35,15 @@ def start(device: str, cluster: Cluster | None = None):
             )
         except (RuntimeError, ValueError, ImportError) as error:
             raise DeviceError(
-                f"the processes did not find each other ({_short(error)}); "
+                f"the processes did not find each other ({_short(error) or 'JAX does not say why'}); "
                 "give each --coordinator HOST:PORT, --num-processes and --process-id"
             ) from None
     try:
         jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # JAX raises either
-        raise DeviceError(f"JAX finds no {device} here ({_short(error)}); try --device cpu") from None
+        reason = _short(error).partition(" (set JAX_PLATFORMS")[0]
+        raise DeviceError(f"JAX finds no {device} here{f' ({reason})' if reason else ''}; try --device cpu") from None
 
 
 def _short(error: Exception) -> str:
-    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"
+    return f"{' '.join(str(error).split()):.200}"

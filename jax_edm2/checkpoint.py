@@ -147,7 +147,7 @@ def _open(path: Path) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
         with contextlib.closing(OrbaxCheckpoint(path) if path.is_dir() else SafetensorsCheckpoint(path)) as stored:
             yield stored
     except RecordError as error:
-        raise CheckpointError(f"{path}: {error}; make it again with edm2-convert") from error
+        raise CheckpointError(f"{path}: {error}; convert the snapshot again") from error
     except FormatError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:

@@ -50,7 +50,10 @@ class OrbaxCheckpoint:
             self._leaves = flatten_dict(dict(metadata.item_metadata.tree), sep="/")
             self.shapes = {name: tuple(map(int, leaf.shape)) for name, leaf in self._leaves.items()}
             self.dtypes = {name: str(leaf.dtype) for name, leaf in self._leaves.items()}
-            text: Any = metadata.custom_metadata[KEY]
+            custom: Any = metadata.custom_metadata
+            if not isinstance(custom, dict) or not isinstance(custom.get(KEY), str):
+                raise CheckpointError(f"{path}: is no checkpoint of this project: it has no '{KEY}' metadata")
+            text = custom[KEY]
         for name, dtype in self.dtypes.items():
             if dtype not in DTYPES:
                 known = ", ".join(DTYPES)
@@ -146,12 +149,17 @@ def _ignore_closed_loops():
     sys.unraisablehook = hook
 
 
+# What a library says of itself when it meets what it did not expect: of no use to anybody.
+INSIDES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, UnboundLocalError)
+
+
 def _reason(error: BaseException) -> str:
     """The innermost cause on one short line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    if isinstance(error, INSIDES):
+        return "orbax cannot read it"
+    return f"orbax: {' '.join(str(error).split()):.200}"
 
 
 def write_orbax(

@@ -42,7 +42,9 @@ class SafetensorsCheckpoint:
                 if entry.dtype not in CODES:
                     known = ", ".join(CODES)
                     raise CheckpointError(f"{path}: {printable(name[:200])} is {entry.dtype}; weights are {known}")
-            self.record = Record.from_json(self._file.metadata.get(KEY, "null"))
+            if KEY not in self._file.metadata:
+                raise CheckpointError(f"{path}: is no checkpoint of this project: it has no '{KEY}' metadata")
+            self.record = Record.from_json(self._file.metadata[KEY])
         except BaseException:
             self._file.close()
             raise

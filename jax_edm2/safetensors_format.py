@@ -127,11 +127,19 @@ class File:
         self.close()
 
 
+OTHERS = {
+    b"\x80": "a pickle: a snapshot? edm2-convert makes a checkpoint of it",
+    b"PK": "a zip archive: a truth of edm2-verify, or a file of torch.save",
+}
+
+
 def _header(descriptor: int, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
     start = os.pread(descriptor, 8, 0)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= size - 8:
-        raise FormatError(f"is no safetensors file (its {size:,} bytes do not hold the header that it announces)")
+        what = next((what for magic, what in OTHERS.items() if start.startswith(magic)), "")
+        why = f", but {what}" if what else f" (its {size:,} bytes do not hold the header that it announces)"
+        raise FormatError(f"is no safetensors file{why}")
     if length > MOST_HEADER:
         raise FormatError(f"has a header of {length:,} bytes; {MOST_HEADER:,} are read at most")
     text = os.pread(descriptor, length, 8)

@@ -38,7 +38,8 @@ def run(command: click.Command) -> NoReturn:
     except ProcessFailed as error:  # it has said why
         sys.exit(error.code)
     except FileExistsError as error:
-        _fail(name, f"{error}; use --force to replace it" if error.errno is None else str(error))
+        of_ours = error.errno is None  # else the system's, which has a file's name
+        _fail(name, f"{error}; use --force to replace it" if of_ours else f"{error.filename}: there is a file already")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         sys.exit(0)

@@ -147,7 +147,11 @@ class Checks(click.ParamType):
     help="Hold this machine to recorded truths, ours or DIR's, in a minute; needs no PyTorch and no SNAPSHOT.",
 )
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json, report.html and report.md.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for report.json, report.html and report.md.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing --save-truth file.")
 @click.option("--json", "json_", is_flag=True, help="Print report.json and nothing else.")
 @click.version_option(__version__)

@@ -54,7 +54,7 @@ def test_what_is_told(tmp_path, capfd):
 def test_a_request_that_contradicts_itself():
     for request, text in (
         (ConversionRequest(), "give a SOURCE"),
-        (ConversionRequest("x.pkl", "edm2-img512-s"), "give a SOURCE"),
+        (ConversionRequest("x.pkl", "edm2-img512-s"), "x.pkl and --preset edm2-img512-s are two snapshots"),
         (ConversionRequest("edm2-img512-s"), "did you mean --preset"),
         (ConversionRequest(preset="edm2-img512-s-guid-dino", fetching=Fetching(sha256="0" * 64)), "is for one file"),
     ):

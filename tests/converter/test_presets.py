@@ -150,7 +150,7 @@ def test_a_guide_that_is_there_already(server, tmp_path):
 def test_wrong_ways(server, digits_pkl):
     for arguments, text in (
         ([], "give a SOURCE"),
-        (["x.pkl", "--preset", "edm2-img512-s"], "give a SOURCE"),
+        (["x.pkl", "--preset", "edm2-img512-s"], "x.pkl and --preset edm2-img512-s are two snapshots"),
         (["edm2-img512-s"], "did you mean --preset edm2-img512-s"),
         (["--preset", "edm2-img512-s-guid-dino", "--sha256", "0" * 64], "--sha256 is for one file"),
         ([str(digits_pkl), "--sha256", "123"], "is no sha256"),

@@ -153,7 +153,10 @@ record(
     "a class name of 100,000 letters", "encoder.kind must be a text", lambda r: r["encoder"].update(kind="x" * 10**5)
 )
 add(
-    RECORD, "not there", NOT, lambda _: built((lambda h, _, d: ({**h, "__metadata__": {}}, d))(*parts())[0], parts()[2])
+    RECORD,
+    "not there",
+    "is no checkpoint of this project: it has no 'edm2' metadata",
+    lambda _: built((lambda h, _, d: ({**h, "__metadata__": {}}, d))(*parts())[0], parts()[2]),
 )
 add(RECORD, "no JSON", NOT, lambda _: with_record("{"))
 add(RECORD, "nothing", NOT, lambda _: with_record(""))
@@ -244,7 +247,7 @@ add(HEADER, "a FIFO", "no regular file", lambda path: os.mkfifo(path))
 add(HEADER, "a link to a device", "no regular file", lambda path: path.symlink_to("/dev/zero"))
 add(HEADER, "a link to nothing", "there is no such file", lambda path: path.symlink_to("nowhere"))
 add(HEADER, "a link to itself", "", lambda path: path.symlink_to(path.name))
-add(HEADER, "a zip file", "do not hold the header", lambda _: b"PK\x03\x04" + bytes(100))
+add(HEADER, "a zip file", "but a zip archive", lambda _: b"PK\x03\x04" + bytes(100))
 add(HEADER, "NaN in a weight", f"NaN or infinite, in {GAIN} (1)", lambda path: _poisoned(path, {GAIN: np.nan}))
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_loaded(digits_checkpoint, tmp_path):
         file.truncate(100_000)
     rejects("cut.safetensors", "is no safetensors file")
     safetensors.numpy.save_file(tensors, tmp_path / "bare.safetensors")
-    rejects("bare.safetensors", "'edm2' metadata is not a record")
+    rejects("bare.safetensors", "it has no 'edm2' metadata")
     newer = json.dumps({**json.loads(text), "format": 99})
     safetensors.numpy.save_file(tensors, tmp_path / "newer.safetensors", {"edm2": newer})
     rejects("newer.safetensors", "it has format 99; this version reads format 1")
