@@ -18,8 +18,9 @@ from ..convert import DTYPES
 from ..progress import Advance
 from ..sources import Fetching
 from .cache import cache
+from .files import check, inspect
 from .options import SETTINGS, source_options
-from .run import run, say
+from .run import HINT, NOTE, run, say
 from .subcommands import SourceOrCommand
 
 PROGRESS_FROM = 64 * 2**20  # bytes; fewer are done before a bar is drawn
@@ -29,8 +30,13 @@ Examples:
   edm2-convert --preset edm2-img512-s
   edm2-convert --preset edm2-img512-s-guid-dino -o s.safetensors
   edm2-convert edm2-img512-s-2147483-0.130.pkl
+  edm2-convert golden/digits.pkl golden/digits-guide.pkl
   edm2-convert golden/digits.pkl -o digits --format orbax --dtype float32
   edm2-convert golden/digits.pkl --dry-run
+
+\b
+What a file is, and whether it is sound (snapshots, checkpoints, truths):
+  edm2-convert inspect|check FILE
 
 \b
 Downloads are kept:
@@ -44,7 +50,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
     name="edm2-convert", cls=SourceOrCommand, epilog=EPILOG, context_settings=SETTINGS,
     invoke_without_command=True,
 )  # fmt: skip
-@click.argument("source", required=False)
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @source_options
 @click.option(
     "-o",
@@ -73,9 +79,9 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_convert(
-    source, output, format_, dtype, preset, sha256, cache_dir, offline, timeout, list_presets, dry_run, force, json_
+    sources, output, format_, dtype, preset, sha256, cache_dir, offline, timeout, list_presets, dry_run, force, json_
 ):
-    """Turn an NVlabs EDM2 snapshot (SOURCE, a .pkl file or its URL, or a --preset) into a checkpoint for JAX.
+    """Turn NVlabs EDM2 snapshots (SOURCE: .pkl files or URLs; or a --preset) into checkpoints for JAX.
 
     Nothing in the snapshot is executed. Values that are NaN or infinite are kept, with a warning. A guided preset gives
     two checkpoints, its network's and its guide's. Load the result with jax_edm2.load(OUTPUT).
@@ -84,23 +90,41 @@ def edm2_convert(
         _list_presets(json_)
         return
     fetching = Fetching(sha256, cache_dir, offline, timeout)
-    request = ConversionRequest(
-        source, preset, output, format=format_, dtype=dtype, dry_run=dry_run, force=force, fetching=fetching
-    )
-    conversion = fetch_and_convert(request, warn=_warn, progress=_progress_bar)
+    if len(sources) > 1 and sha256 is not None:
+        raise click.UsageError("--sha256 is for one file")
+    if len(sources) > 1 and output is not None and not output.is_dir():
+        raise click.UsageError(f"{output} is no folder: {len(sources)} checkpoints do not go into one")
+    found = []
+    for source in sources or (None,):
+        request = ConversionRequest(
+            source, preset, output, format=format_, dtype=dtype, dry_run=dry_run, force=force, fetching=fetching
+        )
+        conversion = fetch_and_convert(request, warn=_warn, progress=_progress_bar)
+        found.append(conversion.to_json())
+        if json_:
+            continue
+        if conversion.guide is not None:
+            _show(conversion.guide)
+        _show(conversion.network)
+        if not dry_run:
+            _hint(source or f"--preset {preset}", conversion.network.output)
     if json_:
-        click.echo(dumps(conversion.to_json()))
-        return
-    if conversion.guide is not None:
-        _show(conversion.guide)
-    _show(conversion.network)
+        click.echo(dumps(found[0] if len(found) == 1 else {"conversions": found}))
 
 
-edm2_convert.add_command(cache)
+for command in (cache, check, inspect):
+    edm2_convert.add_command(command)
+
+
+def _hint(source: str, output: Path | None):
+    """What comes next, for a person."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        say(f"now: edm2-verify {source} --checkpoint {output}", err=True, style=HINT)
+        say(f"     edm2-sample --net {output} --outdir out --grid", err=True, style=HINT)
 
 
 def _warn(line: str):
-    say(f"edm2-convert: warning: {line}", err=True)
+    say(f"edm2-convert: warning: {line}", err=True, style=NOTE)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .. import presets
 from ..downloads.watchdog import PERIOD, SPEED, TIMEOUT
 
 SETTINGS: dict[str, Any] = {  # of every click command
@@ -14,6 +15,7 @@ SETTINGS: dict[str, Any] = {  # of every click command
     "max_content_width": 80,
     "token_normalize_func": lambda token: token.replace("_", "-"),  # NVlabs' tools spell --sigma_min, --S_churn
 }
+PRESETS = "A published network: see edm2-convert --list-presets."
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -21,6 +23,11 @@ def _sha256(_context, _parameter, value: str | None) -> str | None:
     if value is not None and not _SHA256.fullmatch(value):
         raise click.BadParameter(f"{value!r} is no sha256: 64 hexadecimal digits")
     return value
+
+
+def _presets(_context, _parameter, begun: str) -> list[str]:
+    names = [preset.name for preset in presets.PRESETS] + [*presets.ALIASES, *presets.NETWORKS]
+    return sorted(name for name in names if name.startswith(begun))
 
 
 class Device(click.Choice):
@@ -42,7 +49,7 @@ def source_options(command: Callable) -> Callable:
     """Adds --preset, --sha256, --cache-dir, --offline and --timeout to a command."""
     for option in reversed(
         (
-            click.option("--preset", metavar="NAME", help="A published network: see edm2-convert --list-presets."),
+            click.option("--preset", metavar="NAME", shell_complete=_presets, help=PRESETS),
             click.option("--sha256", metavar="HEX", callback=_sha256, help="What the snapshot's file must have."),
             click.option(
                 "--cache-dir",

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -16,6 +16,8 @@ from ..errors import ConverterError, ProcessFailed, UsageError
 from .interrupts import INTERRUPTED, KeyboardInterrupts, leave_at_once
 
 BAD_INPUT = 2
+PLAIN: dict[str, Any] = {}
+GOOD, BAD, NOTE, HINT = {"fg": "green"}, {"fg": "red"}, {"fg": "yellow"}, {"dim": True}
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -54,9 +56,13 @@ def run(command: click.Command) -> NoReturn:
         raise
 
 
-def say(line: str = "", *, err: bool = False):
-    """Print one line, whatever the names in it hold: nothing that a terminal would act on, and no end of it."""
-    click.echo(one_line(line), err=err)
+def say(line: str = "", *, err: bool = False, style: dict[str, Any] = PLAIN):
+    """Print one line, whatever the names in it hold: nothing that a terminal would act on, and no end of it.
+
+    style: for terminals, where NO_COLOR (no-color.org) is not set.
+    """
+    text = one_line(line)
+    click.echo(text if os.environ.get("NO_COLOR") else click.style(text, **style) if style else text, err=err)
 
 
 def _leave(code: int) -> NoReturn:

@@ -15,7 +15,7 @@ from ..sample import sample
 from ..sample_request import GRID_ALONE, SampleRequest
 from ..sources import Fetching
 from .options import SETTINGS, device_option, source_options
-from .run import run, say
+from .run import NOTE, run, say
 from .seeds import Seeds
 
 EPILOG = """\b
@@ -176,7 +176,7 @@ def _cluster(distributed, coordinator, num_processes, process_id) -> Cluster | N
 
 
 def _warn(line: str):
-    say(f"edm2-sample: warning: {line}", err=True)
+    say(f"edm2-sample: warning: {line}", err=True, style=NOTE)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -24,7 +25,7 @@ from ..verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_de
 from ..verify.run import verify
 from ..verify.source import Source
 from .options import SETTINGS, device_option, source_options
-from .run import run, say
+from .run import BAD, GOOD, NOTE, PLAIN, run, say
 from .seeds import Seeds
 
 EPILOG = """\b
@@ -243,7 +244,7 @@ def _about_source(source: Source, reference: str):
     if reference == "embedded":
         say(source.before_execution(), err=True)
     elif line := source.warning():
-        say(f"edm2-verify: warning: {line}", err=True)
+        say(f"edm2-verify: warning: {line}", err=True, style=NOTE)
 
 
 def _show_source(source: Source, json_: bool):
@@ -300,10 +301,16 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
         click.echo(dumps(record))
     else:
         for line in terminal(record):
-            say(line)
+            say(line, style=_style(line))
         if folder is not None:
             say(f"{folder / 'report.html'}")
     return outcome.exit_code
+
+
+def _style(line: str) -> dict[str, Any]:
+    """Of a report's line: by the word that it begins with."""
+    word = line.split(maxsplit=1)[0].rstrip(":") if line.strip() else ""
+    return {"AGREES": GOOD, "ok": GOOD, "DISAGREES": BAD, "BAD": BAD, "INCONCLUSIVE": NOTE, "~": NOTE}.get(word, PLAIN)
 
 
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
@@ -321,7 +328,7 @@ def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
         click.echo(dumps(record))
     else:
         for line in terminal(*found):
-            say(line)
+            say(line, style=_style(line))
     return record["exit_code"]
 
 

@@ -133,6 +133,11 @@ class Truth:
         self.facts = record.facts
         self.plan, self.config, self.golden = self.facts.plan, self.facts.config, self.facts.golden
 
+    @property
+    def names(self) -> list[str]:
+        """Keys of all arrays."""
+        return list(self._members)
+
     def _open(self) -> BinaryIO:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):  # to open a pipe would be to wait
