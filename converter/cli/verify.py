@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import shlex
 import sys
 import threading
 import time
@@ -290,11 +291,17 @@ def _stages():
         show("")
 
 
+def _command() -> str:
+    """The command line, without what a URL in it may hide."""
+    shown = [Location(word).name if Location(word).remote else word for word in sys.argv[1:]]
+    return shlex.join(["edm2-verify", *shown])
+
+
 def _report(outcome, folder: Path | None, json_: bool) -> int:
     from ..verify.report.files import write_report
     from ..verify.report.text import terminal, to_json
 
-    record = to_json(outcome)
+    record = to_json(outcome, _command())
     if folder is not None:
         write_report(record, folder)
     if json_:

@@ -23,7 +23,8 @@ def check_arrays(plan: Plan, config: EDM2Config, reduced: bool, reference: str, 
     labels = config.label_dim and not reduced
     taps = shapes.kept(config) if reduced else shapes.tap_shapes(config, 1)
     expected = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, reduced)}
-    optional: dict[str, tuple[str, tuple[int, ...]]] = {}
+    optional = {} if reduced else shapes.of_pictures(config, plan)
+    fixed = dict(optional)
     cases = [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
     if len(cases) * len(taps) > len(arrays):
         raise FactsError("lacks arrays: its plan has more cases than it holds")
@@ -46,7 +47,7 @@ def check_arrays(plan: Plan, config: EDM2Config, reduced: bool, reference: str, 
         raise FactsError(f"{'lacks' if missing else 'has'} the array {key!a:.200}{'' if missing else ' of no use'}")
     for key, (dtype, shape) in arrays.items():
         # A fork of the network, whose own source was run, may have values of another shape inside: that is a finding.
-        wanted = expected.get(key, (shapes.DOUBLE, shape))
+        wanted = (expected | fixed).get(key, (shapes.DOUBLE, shape))
         if (dtype, shape) != wanted:
             raise FactsError(f"has {key} of {dtype} {list(shape)}, which should be {wanted[0]} {list(wanted[1])}")
     _check_inputs(plan, config, arrays)

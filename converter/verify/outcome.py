@@ -26,6 +26,7 @@ class Findings:
     crashes: list[tuple[str, str]] = field(default_factory=list)  # (where, why) of what JAX could not compute
     sigmas: list[float] | None = None  # of the trajectory's states
     psnr: float | None = None  # of the trajectory's end, in dB
+    samples: dict[str, Any] = field(default_factory=dict)  # and that itself, [C, H, W], of the truth, PyTorch and JAX
 
     @property
     def measurements(self) -> dict[str, list[Measurement]]:

@@ -22,6 +22,7 @@ from .taps import (
 Shape = tuple[int, ...]
 DOUBLE, SINGLE = "<f8", "<f4"
 PROJECTED = (9,)  # a norm and the projections: see `truth.projection`
+SAMPLE = "sample"  # of PyTorch in the precision that is judged, where the trajectory ends
 OUTPUTS = ("denoised", "logvar")
 MADE_OF = ("gradient", "step", "ema")  # what is kept of every parameter
 
@@ -63,6 +64,12 @@ def of_the_rest(config: EDM2Config, plan: Plan, reduced: bool) -> Iterator[tuple
         for name, shape in trained(config).items():
             for kind in MADE_OF[:1] if reduced else MADE_OF:
                 yield (f"{kind}/{name}", *((DOUBLE, PROJECTED) if reduced else (SINGLE, shape)))
+
+
+def of_pictures(config: EDM2Config, plan: Plan) -> dict[str, tuple[str, Shape]]:
+    """Of what is shown and never judged, which truths of before do not have: dtype and shape by key."""
+    image = (1, config.img_channels, config.img_resolution, config.img_resolution)
+    return {SAMPLE: (SINGLE, image)} if "trajectory" in plan.checks else {}
 
 
 def tap_shapes(config: EDM2Config, batch: int) -> dict[str, Shape]:

@@ -7,6 +7,7 @@ A zip archive of .npy members (numpy.load reads it like any .npz; see `converter
     CASE/SCOPE/clip.amplified   the clip of what was multiplied by a power of two until it had something to clip
     CASE unlabelled/unet.embedding/OPERATION   float64, taps of the embedding with class_labels=None
     trajectory                  float64 [steps + 1, 1, C, H, W], the states of the Heun sampler
+    sample                      float32 [1, C, H, W], their end in PyTorch in the precision that is judged; to be shown
     loss                        float64, the mean EDM2 loss
     gradient/NAME, step/NAME, ema/NAME   float32 (rounded once), of every parameter; gradient/input besides
 

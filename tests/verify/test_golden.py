@@ -107,7 +107,10 @@ def test_edm2_verify_golden(tmp_path):
     assert set(report["reports"]) == {"one level", "balances"}
     assert len(report["checks"]) == 8
     assert all(check["error"] <= check["limit"] <= MARGIN * 1e-5 for check in report["checks"])
-    assert (tmp_path / "report" / "balances" / "report.html").exists()
+    page = (tmp_path / "report" / "index.html").read_text()
+    for network in report["reports"]:
+        assert f'<a href="{network}/report.html">' in page
+        assert (tmp_path / "report" / network / "report.html").exists()
 
 
 def test_wrong_use(tmp_path, digits_pkl):

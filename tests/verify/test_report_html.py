@@ -1,16 +1,20 @@
 """report.html in a real browser: the verdict, the plots, and not one request beside the page itself."""
 
+import base64
 import http.server
+import io
 import re
 import shutil
 import subprocess
 import threading
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jax_edm2.converter.verify.report.html import html
-from jax_edm2.converter.verify.report.text import markdown, terminal, to_json
+from jax_edm2.converter.verify.report.text import FED, markdown, terminal, to_json
 from tests.corpora.faults import NETWORK, Laboratory
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -114,4 +118,36 @@ def test_in_a_browser(records, verdict, tmp_path):
         assert plot.count('<circle class="jax"') == plot.count('<circle class="torch"') == taps
     assert plots[2].count('<circle class="jax"') == len(record["trajectory"]["error"])
     assert (plots[0].count('class="bad"') > 0) == (verdict == "disagrees")
-    assert dom.count("<details open") == len(record["guilty"])
+    assert dom.count("<details open") == min(len(record["guilty"]), 1)
+
+
+def test_where_the_trajectory_ends(records):
+    """Pictures of the truth, PyTorch, JAX and the difference; and what is allowed at every noise level."""
+    for record in records.values():
+        trajectory = record["trajectory"]
+        assert list(trajectory["samples"])[:3] == ["truth", "PyTorch", "JAX"]
+        assert list(trajectory["samples"])[3].startswith("JAX - truth, times ")
+        truth, _, jax, difference = (pixels(uri) for uri in trajectory["samples"].values())
+        assert (np.abs(truth.astype(int) - jax).max() > 3) == (record["verdict"] == "disagrees")
+        assert max(difference.max(), 255 - difference.min()) >= 254  # enlarged to what can be seen
+        assert len(trajectory["limit"]) == len(trajectory["sigmas"])
+        assert html(record).count("<figure>") == 4
+
+
+def pixels(uri):
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return np.asarray(image)
+
+
+def test_the_head_says_when_and_how(records):
+    record = records["agrees"] | {"command": "edm2-verify <digits.pkl>"}
+    page = html(record)
+    assert f"{record['date'][:10]} {record['date'][11:19]} UTC; " in page
+    assert "<code>edm2-verify &lt;digits.pkl&gt;</code>" in page
+
+
+def test_what_was_fed_wrong_is_not_red(records):
+    page = html(records["disagrees"])
+    assert f'<span class="unsure">\n  {FED}</span>' in page
+    assert f'<span class="wrong">{FED}' not in page
+    assert page.count('<span class="wrong">Guilty:</span>') == 1

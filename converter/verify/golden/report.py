@@ -11,6 +11,7 @@ from ..facts import Golden
 from ..outcome import Outcome
 from ..report import text
 from ..report.files import write_report, write_whole
+from ..report.html import index
 from ..report.text import number, wrap
 from ..verdict import AGREES, DISAGREES, EXIT_CODES, INCONCLUSIVE
 from .check import Exact
@@ -93,8 +94,9 @@ def to_json(outcomes: list[Outcome], records: list[Exact]) -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], folder: Path):
-    """goldens.json, and a report of every network in a folder of its name. record: of `to_json`."""
+    """goldens.json, index.html, and a report of every network in a folder of its name. record: of `to_json`."""
     for network, report in record["reports"].items():
         (folder / network).mkdir(parents=True, exist_ok=True)
         write_report(report, folder / network)
     write_whole(folder / "goldens.json", dumps(record))
+    write_whole(folder / "index.html", index(record))

@@ -23,6 +23,7 @@ from ...snapshot import Snapshot
 from ..cases import STEP, Case, make_case
 from ..metrics import Difference, difference, gradient_norm, psnr
 from ..outcome import Findings, Progress
+from ..shapes import SAMPLE
 from ..taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from ..truth import Truth, projection
 from ..verdict import Tolerance, judge
@@ -114,6 +115,9 @@ class _Examination(ABC):
             found = difference(x, exact[i])
             self.findings.trajectory.append(judge("trajectory", "", name, found, errors[i], self.tolerance))
         self.findings.psnr = psnr(x, exact[-1])
+        torch = {"PyTorch": self.truth[SAMPLE]} if SAMPLE in self.truth.names else {}
+        ends = {"truth": exact[-1], **torch, "JAX": x}
+        self.findings.samples = {name: np.asarray(end[0], np.float32) for name, end in ends.items()}
         self.findings.sigmas = sigmas
 
     def judge_gradient(self, kind: str, name: str, key: str, value: Any):

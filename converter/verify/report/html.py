@@ -6,7 +6,7 @@ from typing import Any
 from ..verdict import AGREES
 from .markup import escape
 from .plots import Series, log_plot
-from .text import KINDS, WORST, check_lines, number, share, subject, throughput_lines, title
+from .text import FED, KINDS, WORST, blame, check_lines, number, share, subject, throughput_lines, title
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2330; --back: #fff; --soft: #667085; --line: #d9dde5; --card: #f6f7f9;
@@ -27,8 +27,12 @@ table { border-collapse: collapse; margin: 8px 0 } th { text-align: left; font-w
 th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top }
 td.n, th.n { text-align: right }
 pre { background: var(--card); padding: 10px; overflow-x: auto } svg { width: 100%; height: auto }
+.scroll { overflow-x: auto } .verdict p, code { overflow-wrap: anywhere } td code { overflow-wrap: normal }
+.samples { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 6px 0 } figcaption { color: var(--soft) }
+.samples img { image-rendering: pixelated; display: block } .unsure { color: var(--unsure) }
+@media (max-width: 700px) { body { padding: 12px } .scroll svg { width: 860px } h1 { font-size: 22px } }
 details { border-bottom: 1px solid var(--line); padding: 3px 0 }
-summary { cursor: pointer; white-space: pre; overflow-x: auto }
+summary { cursor: pointer; white-space: pre-wrap }
 details details { border: 0 } .axis { font: 11px ui-monospace, monospace; fill: var(--soft) }
 .grid { stroke: var(--line); stroke-width: 1 } rect.bad { fill: var(--bad); opacity: .25 }
 polyline { fill: none; stroke-width: 1 } .jax { stroke: var(--jax) } .torch { stroke: var(--torch) }
@@ -65,6 +69,10 @@ def html(report: dict[str, Any]) -> str:
         _section("Throughput", _throughput(report)),
         _section("How it was run", _how(report)),
     ]
+    return _page(name, sections)
+
+
+def _page(name: str, sections: Iterable[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
@@ -72,6 +80,37 @@ def html(report: dict[str, Any]) -> str:
         f'<link rel="icon" href="data:,"><title>{escape(name)}</title><style>{STYLE}</style></head><body>'
         f"{''.join(sections)}</body></html>\n"
     )
+
+
+def index(record: dict[str, Any]) -> str:
+    """The page for a record of goldens: the verdict, and links to the reports of all networks."""
+    verdicts = {network: report["verdict"] for network, report in record["reports"].items()}
+    rows = [
+        (_mark(verdict == AGREES), f'<a href="{escape(network)}/report.html">{escape(network)}</a>', escape(verdict))
+        for network, verdict in verdicts.items()
+    ]
+    checks = [
+        (
+            _mark(check["agrees"]), escape(check["network"]), escape(check["kind"]),
+            f"<code>{escape(check['name'])}</code>", *(number(check[key]) for key in ("error", "measured", "limit")),
+        )
+        for check in record["checks"]
+    ]  # fmt: skip
+    exact = [
+        (_mark(check["agrees"]), escape(check["name"]), number(check["error"]), number(check["limit"]))
+        for check in record["records"]
+    ]
+    date = next((report["date"] for report in record["reports"].values()), "")
+    sections = [
+        f'<div class="verdict {record["verdict"]}" id="verdict"><h1>{escape(record["verdict"].capitalize())}</h1>'
+        f"<p><b>{escape(record['headline'])}</b></p><p class=soft>{escape(date.replace('T', ' '))}</p></div>",
+        _section("Networks", _table(("", "", ""), rows)),
+        _section(
+            "Nearest to their limits", _table(("", "network", "check", "", "JAX", "recorded", "allowed"), checks, 3)
+        ),
+        _section("Records", _table(("", "", "JAX", "allowed"), exact, 2)),
+    ]
+    return _page(f"edm2-verify --golden: {record['verdict']}", sections)
 
 
 def _section(title: str, body: str) -> str:
@@ -87,7 +126,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0)
             f"<{tag}{' class=n' if i >= first else ''}>{cell}</{tag}>" for i, cell in enumerate(cells)
         ) + "</tr>"  # fmt: skip
 
-    return f"<table>{row(head, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+    return f"<div class=scroll><table>{row(head, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table></div>"
+
+
+UNSURE = '<span class="unsure">~</span>'
 
 
 def _mark(good: bool) -> str:
@@ -95,11 +137,7 @@ def _mark(good: bool) -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
-    blame = "".join(
-        f'<p><span class="wrong">Guilty:</span> <code>{escape(g["scope"])}</code>, operation <code>'
-        f"{escape(g['operation'])}</code> ({escape(g['what'])}): {escape(g['why'])}</p>"
-        for g in report["guilty"]
-    )
+    guilty = f'<p><span class="wrong">Guilty:</span> {escape(blame(report))}</p>' if report["guilty"] else ""
     reasons = "".join(f"<p>{escape(reason)}</p>" for reason in report["reasons"])
     warnings = "".join(f'<p class="soft">{escape(warning)}</p>' for warning in report["warnings"])
     beside = f" and <code>{escape(report['checkpoint'])}</code>" if report["checkpoint"] else ", converted in memory"
@@ -109,8 +147,18 @@ def _verdict(report: dict[str, Any]) -> str:
         f'<div class="verdict {report["verdict"]}" id="verdict"><h1>{title(report, str.capitalize)}</h1>'
         f"<p><b>{escape(report['headline'])}</b>: <code>{escape(subject(report))}</code>{beside}; "
         f"{report['plan']['precision']}, JAX on {escape(report['environment']['JAX']['device'])}.</p>"
-        f"{blame}{reasons}{warnings}</div>"
+        f"<p class=soft>{_when(report)}</p>{guilty}{reasons}{warnings}</div>"
     )
+
+
+def _when(report: dict[str, Any]) -> str:
+    """Date, duration and command."""
+    parts = [report["date"].replace("T", " ").replace("+00:00", " UTC")]
+    if seconds := report["seconds"]["all"]:
+        parts.append(f"{seconds:.0f} s")
+    if report["command"]:
+        parts.append(f"<code>{escape(report['command'])}</code>")
+    return "; ".join(parts)
 
 
 def _checks(report: dict[str, Any]) -> str:
@@ -162,7 +210,8 @@ def _forward(report: dict[str, Any]) -> str:
             series("PyTorch", "torch", "torch_error"),
             series("JAX", "jax", "error"),
         ]
-        plots.append(f"<p>{words}.</p>{log_plot(shown, groups, bad, f'{kind} errors')}")
+        plot = log_plot(shown, groups, bad, f"{kind} errors")
+        plots.append(f"<p>{words}.</p><div class=scroll>{plot}</div>")
     if not plots:
         return ""
     return "".join(plots) + '<p class="soft">Point at a dot to see which operation it is. Red: disagrees.</p>'
@@ -174,24 +223,26 @@ def _short(scope: str) -> str:
 
 def _tree(report: dict[str, Any]) -> str:
     parts = []
+    first = next((row["scope"] for row in report["tree"] if row["guilty"]), None)
     for row in report["tree"]:
         marks = [m for m in row["worst"].values() if m]
         if not marks:
             return ""
         fine = all(m["agrees"] for m in marks)
-        state = "guilty" if row["guilty"] else "" if fine else "good by itself, but fed with something bad"
+        state, style = ("guilty", "wrong") if row["guilty"] else ("" if fine else f"\n  {FED}", "unsure")
+        mark = UNSURE if style == "unsure" and not fine else _mark(fine)
         cells = "".join(
             f"{kind}: JAX {number(m['error']):>7}, PyTorch {number(m['torch_error']):>7}   "
             for kind, m in row["worst"].items()
             if m
         )
-        opened = " open" if row["guilty"] else ""
+        opened = " open" if row["scope"] == first else ""
         shown = [kind for kind in KINDS if row["worst"][kind]]
         head = [cell for kind in shown for cell in (f"{kind}: JAX", "PyTorch", "allowed")]
         operations = _table(("", "operation", "", *head), [_operation(o, shown) for o in row["operations"]], len(head))
         parts.append(
-            f'<details{opened}><summary class="mono">{_mark(fine)} {escape(row["scope"]):<28} {cells}'
-            f'<span class="wrong">{state}</span></summary>{operations}</details>'
+            f'<details{opened}><summary class="mono">{mark} {escape(row["scope"]):<28} {cells}'
+            f'<span class="{style}">{state}</span></summary>{operations}</details>'
         )
     return "<p>Open a block to see its operations. The errors are the largest in it.</p>" + "".join(parts)
 
@@ -200,8 +251,10 @@ def _operation(o: dict[str, Any], kinds: list[str]) -> list[str]:
     found = [o[kind] for kind in kinds]
     cells = [number(m[key]) if m else "-" for m in found for key in ("error", "torch_error", "limit")]
     failure = next((m["failure"] for m in found if m and m["failure"]), None)
-    what = escape(o["what"]) + (f'<br><span class="wrong">{escape(failure)}</span>' if failure else "")
-    return [_mark(not failure), f"<code>{o['operation']}</code>", what, *cells]
+    fed = failure is not None and o["isolated"] is not None and not o["isolated"]["failure"]  # what was wrong
+    style, mark = ("unsure", UNSURE) if fed else ("wrong", _mark(not failure))
+    what = escape(o["what"]) + (f'<br><span class="{style}">{escape(failure)}</span>' if failure else "")
+    return [mark, f"<code>{o['operation']}</code>", what, *cells]
 
 
 def _worst(report: dict[str, Any], check: str) -> str:
@@ -237,9 +290,17 @@ def _trajectory(report: dict[str, Any]) -> str:
         return Series(name, style, points)
 
     axis = [(f"{len(found['sigmas']) - 1} Heun steps, from sigma {found['sigmas'][0]:g} to 0", len(found["error"]))]
-    plot = log_plot([series("PyTorch", "torch", "torch_error"), series("JAX", "jax", "error")], axis, (), "trajectory")
+    shown = [
+        series("allowed", "limit", "limit"), series("PyTorch", "torch", "torch_error"), series("JAX", "jax", "error"),
+    ]  # fmt: skip
+    plot = log_plot(shown, axis, (), "trajectory")
     psnr = "equal to the last bit" if found["psnr"] is None else f"{found['psnr']:.1f} dB PSNR"
-    return f"<p>The final image: {psnr} against float64.</p>{plot}"
+    samples = "".join(
+        f'<figure><img src="{uri}" alt="{escape(name)}"><figcaption>{escape(name)}</figcaption></figure>'
+        for name, uri in found["samples"].items()
+    )
+    where = f"<div class=samples>{samples}</div>" if samples else ""
+    return f"<p>The final image: {psnr} against float64.</p>{where}<div class=scroll>{plot}</div>"
 
 
 def _throughput(report: dict[str, Any]) -> str:

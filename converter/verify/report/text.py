@@ -13,7 +13,7 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     measurement   {kind (isolated, accumulated, compiled, folded, gradient, step, trajectory), case, name, error,
                   torch_error, limit, condition (see torch_side/conditioning.py; 0 where none was measured), scale,
                   cosine, elementwise, size (root mean square of the truth), agrees, failure}
-    trajectory    {sigmas, error [JAX], torch_error, psnr in dB}, or null
+    trajectory    {sigmas, error [JAX], torch_error, limit, psnr in dB, samples: {NAME: data: URI of a PNG}}, or null
     golden        {network, measured, on, tolerance, normalised} of a golden (see golden/check.py), or null
     throughput    [{batch, steps, rounds, ways: {NAME: {first_seconds, evaluations_per_second, images_per_second,
                   flop_per_second, of_eager, spread} or {unavailable}}, memory: {jax, torch: {kind, peak_bytes}},
@@ -21,9 +21,11 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     code          {sha256, known, nearest, differs: [text], run}: the snapshot's embedded source (see embedded.py): what
                   it is known as, or null and how it differs, and whether it was run as reference; or null
     snapshot, checkpoint, reference, config, plan, tolerance, switches, environment, seconds
+    date          when it ended, in UTC (ISO 8601); command: the command line that asked for it, or null
 """
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,6 +40,7 @@ from ..taps import OPERATIONS, scopes
 from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
 from .markup import markdown as md
 from .markup import markdown_code as code
+from .samples import data_uris
 
 SCHEMA = "edm2-verify/1"
 HEADLINES = {
@@ -47,12 +50,13 @@ HEADLINES = {
     MEASURED: "speed was measured, agreement was not",
 }
 COMPARED = ("parameters", "forward", "gradients", "trajectory")  # the checks that verdicts are about
+FED = "good by itself, but fed what was wrong"
 WORST = 10
 KINDS = ("isolated", "accumulated")  # of a tap
 
 
-def to_json(outcome: Outcome) -> dict[str, Any]:
-    """The whole record, of JSON types."""
+def to_json(outcome: Outcome, command: str | None = None) -> dict[str, Any]:
+    """The whole record, of JSON types. command: the command line that asked for it."""
     truth = outcome.truth
     measurements = {check: [_measurement(m) for m in found] for check, found in outcome.measurements.items()}
     checks = {check: _check(found) for check, found in outcome.measurements.items() if found}
@@ -98,6 +102,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             "repeat": truth.repeat,
             "environment": outcome.environment,
             "seconds": {"all": outcome.seconds, "PyTorch": truth.seconds},
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": command,
         }
     )
 
@@ -213,7 +219,9 @@ def _trajectory(outcome: Outcome, found: list[dict[str, Any]]) -> dict[str, Any]
         "sigmas": outcome.findings.sigmas,
         "error": [m["error"] for m in found],
         "torch_error": [m["torch_error"] for m in found],
+        "limit": [m["limit"] for m in found],
         "psnr": outcome.findings.psnr,
+        "samples": data_uris(outcome.findings.samples),
     }
 
 
@@ -242,6 +250,16 @@ def check_lines(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield name, check["verdict"], text
 
 
+def blame(report: dict[str, Any]) -> str:
+    """One sentence on what is guilty: the first block, and the names of the others."""
+    first, *others = report["guilty"]
+    sentence = f"{first['scope']}, {first['operation']} ({first['what']}): {first['why']}"
+    if others:
+        names = ", ".join(f"{g['scope']} ({g['operation']})" for g in others[:3])
+        sentence += f"; and {len(others)} more: {names}{' ...' if len(others) > 3 else ''}"
+    return sentence
+
+
 def subject(report: dict[str, Any]) -> str:
     """What was verified: the golden's network, or the snapshot."""
     return report["golden"]["network"] if report["golden"] else report["snapshot"]["name"]
@@ -266,8 +284,8 @@ def terminal(report: dict[str, Any]) -> Iterator[str]:
         yield from wrap("note: ", warning)
     yield ""
     yield f"{title(report, str.upper)}: {report['headline']}."
-    for g in report["guilty"][:5]:
-        yield from wrap("  guilty: ", f"{g['scope']}, {g['operation']} ({g['what']}): {g['why']}")
+    if report["guilty"]:
+        yield from wrap("  guilty: ", blame(report))
     for reason in report["reasons"]:
         yield from wrap("  ", reason)
 
@@ -285,7 +303,7 @@ def _tree_lines(report: dict[str, Any]) -> Iterator[str]:
         if bad:
             yield f"      first bad operation: {row['guilty']} ({OPERATIONS[row['guilty']]})"
     if any(not m["agrees"] for row in report["tree"] if not row["guilty"] for m in row["worst"].values() if m):
-        yield "~ good by itself, but fed with something bad"
+        yield f"~ {FED}"
 
 
 def throughput_lines(entry: dict[str, Any]) -> Iterator[str]:
@@ -322,8 +340,10 @@ def markdown(report: dict[str, Any]) -> str:
     lines[-1] += f", {code(report['checkpoint'])}." if report["checkpoint"] else "."
     lines += [
         f"- **guilty**: {code(g['scope'])}, {md(g['operation'])} ({md(g['what'])}): {md(g['why'])}"
-        for g in report["guilty"]
+        for g in report["guilty"][:1]
     ]
+    if others := report["guilty"][1:]:
+        lines.append(f"- and {len(others)} more: " + ", ".join(code(g["scope"]) for g in others))
     lines += [f"- {md(reason)}" for reason in report["reasons"]]
     lines += ["", "| check | | |", "|---|---|---|"]
     lines += [f"| {md(name)} | {verdict} | {md(text)} |" for name, verdict, text in check_lines(report)]

@@ -6,6 +6,7 @@ from jax_edm2.torch_ref.sampling import heun_states, noise_levels
 
 from ..cases import trajectory_start
 from ..metrics import difference
+from ..shapes import SAMPLE
 from .session import Session, as_numpy
 
 
@@ -15,8 +16,9 @@ def write_trajectory(session: Session):
 
 def trajectory_errors(session: Session) -> list[float]:
     """Of PyTorch in the precision that is judged, one for each state."""
-    pairs = zip(_states(session, session.plan.precision), session.truth["trajectory"], strict=True)
-    return [difference(x, exact).error for x, exact in pairs]
+    states = _states(session, session.plan.precision)
+    session.truth[SAMPLE] = states[-1].astype(np.float32)
+    return [difference(x, exact).error for x, exact in zip(states, session.truth["trajectory"], strict=True)]
 
 
 def _states(session: Session, precision: str) -> list[np.ndarray]:
