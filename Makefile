@@ -2,13 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-ALONE = $(VENV)-jax
+DEMO = $(VENV)-demo
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types readme docs faults survey verify-memory hostile fuzz meshes sampling golden golden-alone golden-faults bench bench-convert bench-download digits clean
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz meshes sampling golden golden-faults first-minutes bench bench-convert bench-download digits clean
 
-demo: $(READY)  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
-	$(BIN)/python -m golden.demo
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(DEMO)/.ready  ## convert the digits snapshot, run PyTorch and JAX on it, print how they agree
+	$(DEMO)/bin/python -m golden.demo
 
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -18,7 +22,7 @@ lint: $(READY)  ## style, and the layers (in pyproject.toml) that imports keep t
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-types: $(READY)
+types: $(READY)  ## mypy
 	$(BIN)/mypy
 
 readme: $(READY)  ## every command in README and docs/, and the output that they show
@@ -57,11 +61,8 @@ golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--c
 	$(BIN)/python -m golden.torch_streams $(ARGS)
 	$(BIN)/python -m golden.truths $(ARGS)
 
-golden-alone:  ## edm2-verify --golden in an environment of its own, without torch
-	$(PYTHON) -m venv $(ALONE)
-	$(ALONE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	! $(ALONE)/bin/python -c 'import torch' 2> /dev/null
-	$(ALONE)/bin/edm2-verify --golden --device cpu
+first-minutes:  ## what a person does first, from the wheel in a folder of their own: convert, sample, fine-tune, verify
+	$(PYTHON) tests/surveys/first_minutes.py
 
 golden-faults: $(READY)  ## every fault of the corpus that changes numbers, and the golden that trips over it
 	$(BIN)/python -m tests.surveys.golden_faults $(ARGS)
@@ -84,5 +85,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-clean:
-	rm -rf $(VENV) $(ALONE) build *.egg-info
+$(DEMO)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	touch $@
+
+clean:  ## remove what was made: environments, builds
+	rm -rf $(VENV) $(DEMO) build *.egg-info

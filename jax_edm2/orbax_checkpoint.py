@@ -213,5 +213,5 @@ def orbax():
     try:
         import orbax.checkpoint
     except ImportError as error:
-        raise CheckpointError("orbax checkpoints need orbax: pip install 'edm2-jax[orbax]'") from error
+        raise CheckpointError("orbax checkpoints need orbax: pip install orbax-checkpoint") from error
     return orbax.checkpoint

@@ -3,7 +3,7 @@
 In an empty folder that has `golden` in it, in the order of PAGES, each command once. Errors and times depend on the
 processor and are masked; everything else must be equal to the character. Commands that fetch from NVIDIA's server are
 run with --offline and an empty cache, where they must say what is missing. Not run: pip and make test;
-`edm2-verify --golden`, which `make golden-alone` runs; and the S-size verification, whose output is shown too (ten
+`edm2-verify --golden`, which `make first-minutes` runs; and the S-size verification, whose output is shown too (ten
 minutes, 11 GB).
 """
 
