@@ -146,7 +146,7 @@ class Checks(click.ParamType):
     metavar="[DIR]",
     is_flag=False,
     flag_value=OURS,
-    help="Hold this machine to recorded truths, ours or DIR's, in a minute; needs no PyTorch and no SNAPSHOT.",
+    help="Hold this machine to recorded truths, ours or DIR's, in 15 to 60 seconds; needs no PyTorch and no SNAPSHOT.",
 )
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option(
