@@ -25,6 +25,21 @@ def test_only_command_lines_know_click():
     assert [path for path in library if any(name.split(".")[0] == "click" for name in imported(path))] == []
 
 
+def test_the_library_needs_no_tool():
+    """By the names under which they are installed, which import-linter does not know: `from_pretrained` is the one."""
+    tools = tuple(f"jax_edm2.{name}" for name in ("converter", "torch_ref", "golden"))
+    found = {
+        (path.name, name)
+        for path in (ROOT / "jax_edm2").rglob("*.py")
+        for name in imported(path)
+        if name.startswith(tools)
+    }
+    assert found == {
+        ("__init__.py", "jax_edm2.converter.errors"),  # for type checkers, and when they are asked for
+        ("__init__.py", "jax_edm2.converter.pretrained"),
+    }
+
+
 @pytest.mark.parametrize(
     "name", ["downloads.cache_contents", "conversion", "devices", "sample", "sample_request", "sources"]
 )
