@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 TRAP = "raise SystemExit('code of the working folder was run')\n"
-FINE_TUNE = '''
+FINE_TUNE = """
 import jax, jax.numpy as jnp, optax
 import jax_edm2
 
@@ -51,7 +51,7 @@ record = model.replace(variables=variables).save("mine.safetensors")
 assert record.source is None and record.fine_tuned_from.name == "digits.pkl", record
 samples = jax_edm2.from_pretrained("mine.safetensors").sample(range(4), classes=[1, 2, 3, 4], num_steps=8)
 samples.to_pil()[0].save("mine.png")
-'''
+"""
 NO_TORCH = "import importlib.util as i; assert i.find_spec('torch') is None"
 NAMES = """
 import importlib.metadata as m
