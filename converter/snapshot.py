@@ -86,6 +86,20 @@ class Snapshot:
         stored = array.reshape([record.shape[axis] for axis in record.order])
         return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
 
+    def read_part(self, name: str, start: int, stop: int) -> "np.ndarray":
+        """The values of a tensor from `start` up to `stop`, in its C order: an array of one axis."""
+        import numpy as np
+
+        record = self.tensors[name]
+        if not record.is_c_ordered:
+            return self.read(name).reshape(-1)[start:stop]
+        size = DTYPES[record.dtype].size
+        try:
+            data = self.file.read(record.data.offset + start * size, (stop - start) * size)
+        except PickleError as error:
+            raise SnapshotError(f"{self.path}: {error}") from None
+        return np.frombuffer(data, DTYPES[record.dtype].numpy)
+
     def close(self):
         os.close(self.file.descriptor)
 

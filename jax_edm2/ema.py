@@ -83,7 +83,7 @@ def posthoc_coefficients(stored: Sequence[tuple[float, float]], wanted: Sequence
         if (same := first.setdefault((float(time), float(std)), i)) != i:
             raise ValueError(f"stored averages {same} and {i} are the same one, of {time:g} images and std {std:g}")
     correlation = _correlations(inputs, inputs)
-    condition = np.linalg.cond(correlation)
+    condition = float(np.linalg.cond(correlation))
     if not condition <= WORST_CONDITION:
         raise ValueError(
             f"the {count} stored averages are too much alike to tell them apart: the condition number of their "
@@ -100,6 +100,32 @@ def posthoc_coefficients(stored: Sequence[tuple[float, float]], wanted: Sequence
                 f"{std:g}: their best fit has {area[i]:.1g} of its weight"
             )
     return fit / area
+
+
+def posthoc_condition(stored: Sequence[tuple[float, float]]) -> float:
+    """The condition number of stored averages' correlations: how many times larger coefficients make rounding errors.
+
+    stored: as for `posthoc_coefficients`, which takes up to 1e12. Raises: ValueError for numbers outside its ranges.
+    """
+    inputs = _profiles(list(stored))
+    return float(np.linalg.cond(_correlations(inputs, inputs)))
+
+
+def nvlabs_coefficients(stored: Sequence[tuple[float, float]], wanted: Sequence[tuple[float, float]]) -> np.ndarray:
+    """`posthoc_coefficients` as NVlabs' code rounds them: the inner products of Eq. 151 themselves, solved in float64.
+
+    They are no more exact, and less so where the condition number is high; with them, averages are NVlabs' to the bit.
+    """
+
+    def products(a: Profiles, b: Profiles) -> np.ndarray:
+        (time_a, gamma_a), (time_b, gamma_b) = (a[0][:, None], a[1][:, None]), (b[0][None], b[1][None])
+        ratio = time_a / time_b
+        power = np.where(time_a < time_b, gamma_b, -gamma_a)
+        return (gamma_a + 1) * (gamma_b + 1) * ratio**power / ((gamma_a + gamma_b + 1) * np.maximum(time_a, time_b))
+
+    inputs, outputs = _profiles(list(stored)), _profiles(list(wanted))
+    solution = np.linalg.solve(products(inputs, inputs), products(inputs, outputs))
+    return solution / np.sum(solution, axis=0)
 
 
 Profiles = tuple[np.ndarray, np.ndarray]  # times [N] and exponents [N]

@@ -20,7 +20,8 @@ from jax_edm2.settings import Settings
 KEY = "edm2"
 FORMAT = 1
 CHECK = "record_digest"  # the sha256 of the record without it
-LATER = {"code", "not_finite", "fine_tuned_from"}  # fields that records of before lack
+LATER = {"code", "not_finite", "fine_tuned_from", "average"}  # fields that records of before lack
+OPTIONAL = ("fine_tuned_from", "average")  # fields that are not written where there is nothing in them
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MOST_BYTES = 2**18  # of a record's JSON; real ones have 1,500
 
@@ -50,6 +51,22 @@ class Ancestor:
     digest: str  # of that checkpoint's tensors
     name: str | None = None  # and, where that had one, its source
     sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Average:
+    """How a post-hoc EMA was made of snapshots: an entry for each in every tuple, in the order that they were added."""
+
+    std: float  # relative standard deviation of its profile
+    images: int  # that training had seen by then
+    names: tuple[str, ...]  # of the snapshots' files
+    digests: tuple[str, ...]  # of their tensors, as their checkpoints would have them
+    images_seen: tuple[int, ...]
+    stds: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    condition: float  # of the profiles' correlations: how many times larger rounding errors become
+
+    MOST: ClassVar[int] = 1024  # snapshots
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,7 @@ class Record:
     not_finite: int | None = None  # how many stored values are NaN or infinite; None where nobody has looked
     source: Source | None = None  # of these very weights
     fine_tuned_from: Ancestor | None = None  # where they are no longer what the source had; else it is not written
+    average: Average | None = None  # of a post-hoc EMA; else it is not written
     code: Code | None = None  # None in records of before it was looked at
     encoder: Encoder | None = None
     loss: Loss | None = None
@@ -134,8 +152,9 @@ class Record:
     def to_json(self) -> str:
         """Sorted JSON on one line: equal records give equal bytes."""
         fields = dataclasses.asdict(self)
-        if self.fine_tuned_from is None:
-            del fields["fine_tuned_from"]
+        for name in OPTIONAL:
+            if getattr(self, name) is None:
+                del fields[name]
         return json.dumps({**fields, CHECK: _digest(fields)}, sort_keys=True)
 
     def of_changed_weights(self) -> Self:
@@ -176,6 +195,7 @@ _PARTS: dict[str, type] = {
     "config": EDM2Config,
     "source": Source,
     "fine_tuned_from": Ancestor,
+    "average": Average,
     "code": Code,
     "encoder": Encoder,
     "loss": Loss,
@@ -266,6 +286,16 @@ _RULES: dict[type, dict[str, Any]] = {
         "digest": _Text(128),
         "name": _Text(4096, optional=True),
         "sha256": _OPTIONAL_HASH,
+    },
+    Average: {
+        "std": _Number(0, 1),
+        "images": _Number(1, 10**12, integer=True),
+        "names": _Texts(Average.MOST, 255),
+        "digests": _Texts(Average.MOST, 71),
+        "images_seen": _Numbers(1, 1e12, optional=False),
+        "stds": _Numbers(0, 1, optional=False),
+        "coefficients": _Numbers(0, 1e12, optional=False),
+        "condition": _Number(1, 1e300),
     },
     Code: {
         "sha256": _HASH,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
@@ -94,32 +94,61 @@ def write_safetensors(
 
 def _write(path: Path, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]) -> Record:
     """`write_safetensors`, where there is no file yet. record: all but the digest."""
-    # The largest items first, so that every tensor is aligned; then by name.
-    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].size, name))
-    header, offsets = _write_header(tensors, order, dataclasses.replace(record, digest=tensors_digest({})))
-    with open(path, "wb") as file:
+    with Writing(path, tensors, record) as writing:
 
         def write_one(name):
-            tensor, offset, sha = tensors[name], len(header) + offsets[name], hashlib.sha256()
-            for chunk in tensor.chunks():
-                sha.update(chunk)
-                _write_at(file.fileno(), chunk, offset)
-                offset += len(chunk)
-            return name, (tensor.dtype, tensor.shape, sha.hexdigest())
+            for chunk in tensors[name].chunks():
+                writing.write(name, chunk)
 
         done = threading.Event()
         with ThreadPoolExecutor(THREADS) as pool:  # reading, hashing and writing all release the GIL
-            flushed = pool.submit(_flush, file.fileno(), done)
+            flushed = pool.submit(_flush, writing.descriptor, done)
             try:
-                lines = dict(_all(pool, write_one, order))
+                _all(pool, write_one, writing.order)
             finally:
                 done.set()
             flushed.result()
-        record = finish(dataclasses.replace(record, digest=tensors_digest(lines)))
-        final, _ = _write_header(tensors, order, record, len(header))
-        _write_at(file.fileno(), final, 0)
-        os.fsync(file.fileno())
-    return record
+        return writing.finish(finish)
+
+
+class Writing:
+    """A new safetensors file: its tensors' bytes come piece by piece, of each tensor in order, by one thread."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], record: Record):
+        """tensors: what they are; their `chunks` are not asked for. record: all but the digest. Raises: OSError."""
+        # The largest items first, so that every tensor is aligned; then by name.
+        self.order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].size, name))
+        self._tensors, self._record = tensors, record
+        self._header, self._offsets = self._head(dataclasses.replace(record, digest=tensors_digest({})))
+        self._hashes = {name: hashlib.sha256() for name in tensors}
+        self._file = open(path, "wb")  # noqa: SIM115
+
+    @property
+    def descriptor(self) -> int:
+        return self._file.fileno()
+
+    def write(self, name: str, chunk: "bytes | memoryview"):
+        self._hashes[name].update(chunk)
+        _write_at(self.descriptor, chunk, len(self._header) + self._offsets[name])
+        self._offsets[name] += len(chunk)
+
+    def finish(self, complete: Callable[[Record], Record]) -> Record:
+        """The record with its digest, through `complete`, goes into the file, which is then on the disk."""
+        lines = {name: (t.dtype, t.shape, self._hashes[name].hexdigest()) for name, t in self._tensors.items()}
+        record = complete(dataclasses.replace(self._record, digest=tensors_digest(lines)))
+        final, _ = self._head(record, len(self._header))
+        _write_at(self.descriptor, final, 0)
+        os.fsync(self.descriptor)
+        return record
+
+    def _head(self, record: Record, length: int | None = None) -> tuple[bytes, dict[str, int]]:
+        return _write_header(self._tensors, self.order, record, length)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
 
 
 def _write_header(

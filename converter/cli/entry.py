@@ -9,6 +9,10 @@ def convert():
     _run("convert")
 
 
+def phema():
+    _run("phema")
+
+
 def verify():
     _run("verify")
 

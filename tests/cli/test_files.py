@@ -89,7 +89,7 @@ def test_colours_are_for_terminals(monkeypatch, capfd, no_color):
     assert capfd.readouterr().out == ("AGREES\n" if no_color else "\x1b[32mAGREES\x1b[0m\n")
 
 
-@pytest.mark.parametrize("name", ["convert", "sample", "verify"])
+@pytest.mark.parametrize("name", ["convert", "phema", "sample", "verify"])
 def test_help_and_spellings(name):
     tool = Tool(f"edm2-{name}", [])
     shown = tool.run("-h").stdout

@@ -57,6 +57,7 @@ def convert(source: str, target: str):
 
 COMMANDS = {
     "edm2-convert": "jax_edm2.converter.cli.convert",
+    "edm2-phema": "jax_edm2.converter.cli.phema",
     "edm2-sample": "jax_edm2.converter.cli.sample",
     "edm2-verify": "jax_edm2.converter.cli.verify",
 }

@@ -1,0 +1,133 @@
+"""edm2-phema: averages of other lengths, made of a training's snapshots."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from jax_edm2 import __version__
+from jax_edm2.strict_json import dumps
+
+from ..phema import Made, PhemaRequest, reconstruct
+from ..progress import Advance
+from .options import SETTINGS
+from .run import NOTE, run, say
+
+EPILOG = """\b
+Examples:
+  edm2-phema --indir=raw-snapshots/edm2-img512-xs --outdir=out \\
+      --outstd=0.150
+  edm2-phema --indir=raw-snapshots/edm2-img512-xs --outdir=out \\
+      --outstd=0.010,0.015,...,0.250
+
+Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted.
+"""
+CLOSE = 1e-4  # of the number of steps between two ends
+
+
+class Stds(click.ParamType):
+    """0.05,0.1, or with an even interval in between: 0.010,0.015,...,0.250."""
+
+    name = "LIST"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        words, found = value.split(","), []
+        for i, word in enumerate(words):
+            if word.strip() == "...":
+                found += self._between(value, words, i, param, ctx)
+            else:
+                found.append(self._number(value, word, param, ctx))
+        return tuple(sorted(set(found)))
+
+    def _number(self, value, word, param, ctx) -> float:
+        try:
+            return float(word)
+        except ValueError:
+            self.fail(f"{value!r:.100} is no list such as 0.05,0.1 or 0.010,0.015,...,0.250", param, ctx)
+
+    def _between(self, value, words, i, param, ctx) -> list[float]:
+        """What ... stands for: it goes on from the two before it, and ends before the one after."""
+        if not 2 <= i < len(words) - 1 or "..." in (words[i - 2], words[i - 1], words[i + 1]):
+            self.fail(f"{value!r:.100}: ... comes after two numbers and before one", param, ctx)
+        first, second, last = (self._number(value, words[k], param, ctx) for k in (i - 2, i - 1, i + 1))
+        count = (last - second) / (second - first) - 1 if second != first else 0.0
+        if not 0.5 < count < 10_000 or abs(count - round(count)) > CLOSE:
+            self.fail(f"{value!r:.100}: no even steps lead from {second:g} to {last:g}", param, ctx)
+        return [second + (second - first) * (k + 1) for k in range(round(count))]
+
+
+@click.command(name="edm2-phema", epilog=EPILOG, context_settings=SETTINGS)
+@click.option("--indir", type=click.Path(path_type=Path), required=True, help="Folder of snapshots, -KIMG-STD.pkl.")
+@click.option("--inprefix", metavar="NAME", help="Only those whose names begin so.")
+@click.option("--instd", type=Stds(), help="Only those with these relative standard deviations.")
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for averages.")
+@click.option("--outprefix", metavar="NAME", default="phema", show_default=True, help="How their names begin.")
+@click.option("--outstd", type=Stds(), required=True, help="Their relative standard deviations: 0.010,0.015,...,0.250.")
+@click.option("--outkimg", type=click.IntRange(1), help="Their time, one of the snapshots'.  [default: the last]")
+@click.option("--skip", is_flag=True, help="Leave averages that are there already.")
+@click.option("--force", is_flag=True, help="Replace averages that are there already.")
+@click.option("--batch", type=click.IntRange(1), hidden=True, help="Of no use here: all are made at once.")
+@click.option(
+    "--dtype", type=click.Choice(["keep", "float16", "float32"]), default="keep", show_default=True,
+    help="Of the averages; keep is the snapshots'.",
+)  # fmt: skip
+@click.option(
+    "--nvlabs-rounding",
+    is_flag=True,
+    help="Round as reconstruct_phema.py does: the same bits, less exact.",
+)
+@click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
+@click.version_option(__version__)
+def edm2_phema(
+    indir, inprefix, instd, outdir, outprefix, outstd, outkimg, skip, force, batch, dtype, nvlabs_rounding, json_
+):
+    """Make EMA profiles of any length of the snapshots that a training left (post-hoc EMA).
+
+    The flags are those of NVlabs' reconstruct_phema.py. The snapshots are read once, whatever the number of profiles;
+    nothing in them is executed. Averages are checkpoints for JAX, whose records have the snapshots' digests and the
+    coefficients.
+    """
+    request = PhemaRequest(
+        indir, outdir, outstd, outkimg=outkimg, outprefix=outprefix, inprefix=inprefix, instd=instd, skip=skip,
+        force=force, dtype=dtype, nvlabs_rounding=nvlabs_rounding,
+    )  # fmt: skip
+    report = reconstruct(request, warn=_warn, progress=_bar)
+    if json_:
+        click.echo(dumps(report.to_json()))
+        return
+    for made in report.made:
+        _show(made)
+    if report.skipped:
+        say(f"{len(report.skipped)} there already")
+
+
+def _show(made: Made):
+    average = made.record.average
+    assert average is not None
+    say(
+        f"{made.path}: of {len(average.names)} snapshots, sum of |c| {made.magnitude:.3g}, condition number "
+        f"{average.condition:.2g}, {made.record.dtype}, {made.record.digest}"
+    )
+
+
+def _warn(line: str):
+    say(f"edm2-phema: warning: {line}", err=True, style=NOTE)
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int) -> Iterator[Advance]:
+    from ..bars import Bar
+
+    with Bar(desc=name, total=total, unit="B", unit_scale=True, delay=0.5) as bar:
+        yield bar.update
+
+
+def main():
+    run(edm2_phema)
+
+
+if __name__ == "__main__":
+    main()
