@@ -36,7 +36,7 @@ def bench(name, folder, rounds):
     """Print a table of the three ways for one published size."""
     source = folder / f"{name}.pkl"
     if not source.exists():
-        subprocess.run([*processes.module("torch_ref.snapshot"), name, "-o", source], check=True)
+        subprocess.run([*processes.module("jax_edm2.torch_ref.snapshot"), name, "-o", source], check=True)
     script = Path(sys.executable).with_name("edm2-convert")
     ours = [script] if script.exists() else processes.module("jax_edm2.converter.cli.convert")
     ways = {

@@ -41,7 +41,7 @@ def make_snapshot(name: str, folder: Path) -> Path:
     if name == "digits":
         return DIGITS
     path = folder / f"{name}.pkl"
-    making = [*processes.module("torch_ref.snapshot"), name, "-o", str(path)]
+    making = [*processes.module("jax_edm2.torch_ref.snapshot"), name, "-o", str(path)]
     subprocess.run(making, check=True, stdout=subprocess.DEVNULL)
     return path
 
