@@ -246,15 +246,15 @@ class _Work:
         with progress(self.request.indir.name, total) as advance, ThreadPoolExecutor(WORKERS) as pool:
             behind: list[Future] = []
             bad = [0] * len(writings)  # values that are NaN or infinite
-            for name, pieces in self._pieces(pool):
+            for name, pieces, wide in self._pieces(pool):
                 leaf = jax_path(name)
-                averages, dtype = self._average(name, [wide for _, wide in pieces]), DTYPES[tensors[leaf].dtype].numpy
+                averages, dtype = self._average(name, wide), DTYPES[tensors[leaf].dtype].numpy
                 _add(bad, behind)  # the piece before is hashed and written: they come in order
                 behind = [
                     *(pool.submit(_write, *each, leaf, dtype) for each in zip(writings, averages, strict=True)),
-                    *(pool.submit(h[name].update, _bytes(p)) for h, (p, _) in zip(hashes, pieces, strict=True)),
+                    *(pool.submit(h[name].update, _bytes(p)) for h, p in zip(hashes, pieces, strict=True)),
                 ]
-                advance(sum(piece.nbytes for piece, _ in pieces))
+                advance(sum(piece.nbytes for piece in pieces))
             _add(bad, behind)
         digests = tuple(map(self._digest, self.snapshots, hashes))
         made = []
@@ -289,44 +289,51 @@ class _Work:
         last = describe(self.snapshots[-1])
         return dataclasses.replace(last, source=None, average=average, dtype=stored_dtype(tensors))
 
-    def _pieces(self, pool: ThreadPoolExecutor) -> "Iterator[tuple[str, list[tuple[np.ndarray, np.ndarray]]]]":
+    def _pieces(self, pool: ThreadPoolExecutor) -> "Iterator[tuple[str, list[np.ndarray], np.ndarray]]":
         """Tensor by tensor, pieces of it from all snapshots; the next are read while one is worked on.
 
-        Each as it is stored, and in what is computed with.
+        As they are stored, each [values], and in what is computed with, all in one [snapshots, values]. They stay until
+        the next but one is asked for.
         """
         import numpy as np
 
+        snapshots = len(self.snapshots)
+        count = max(AT_ONCE // snapshots, 1)
         wide = np.float32 if self.request.nvlabs_rounding else np.float64
+        # Of three, which are used in turn: memory that is new each time would take longer than what is done in it.
+        rooms = [(np.empty((snapshots, 8 * count), np.uint8), np.empty((snapshots, count), wide)) for _ in range(3)]
 
-        def read(snapshot: Snapshot, place: tuple[str, int, int]):
-            piece = snapshot.read_part(*place)
-            return piece, piece.astype(wide)
+        def read(i: int, place: tuple[str, int, int], room: "tuple[np.ndarray, np.ndarray]"):
+            piece = self.snapshots[i].read_part(*place, room[0][i].data)
+            room[1][i, : len(piece)] = piece
+            return piece
 
-        count = max(AT_ONCE // len(self.snapshots), 1)
         places = [
             (name, start, min(start + count, size))
             for name, size in ((name, math.prod(record.shape)) for name, record in self.snapshots[-1].tensors.items())
             for start in range(0, size, count)
         ]
-        ahead: tuple[str, list[Future]] | None = None
-        for place in [*places, None]:
+        ahead: list[Future] = []
+        for number in range(len(places) + 1):
             now = ahead
-            if place is not None:
-                ahead = place[0], [pool.submit(read, snapshot, place) for snapshot in self.snapshots]
-            if now is not None:
-                yield now[0], [future.result() for future in now[1]]
+            if number < len(places):
+                ahead = [pool.submit(read, i, places[number], rooms[number % 3]) for i in range(snapshots)]
+            if now:
+                name, start, stop = places[number - 1]
+                pieces = [future.result() for future in now]
+                yield name, pieces, rooms[(number - 1) % 3][1][:, : stop - start]
 
-    def _average(self, name: str, pieces: "list[np.ndarray]") -> "np.ndarray":
-        """[averages, values], before they are rounded; buffers are those of the last snapshot."""
+    def _average(self, name: str, pieces: "np.ndarray") -> "np.ndarray":
+        """[averages, values] of [snapshots, values], not yet rounded; buffers are those of the last snapshot."""
         import numpy as np
 
         count = self.coefficients.shape[1]
         if jax_path(name).startswith("constants/"):
-            return np.broadcast_to(pieces[-1], (count, len(pieces[-1])))
+            return np.broadcast_to(pieces[-1], (count, pieces.shape[1]))
         if not self.request.nvlabs_rounding:
-            return self.coefficients.T @ np.stack(pieces)
+            return self.coefficients.T @ pieces
         single = self.coefficients.astype(np.float32)
-        averages = np.zeros((count, len(pieces[0])), np.float32)
+        averages = np.zeros((count, pieces.shape[1]), np.float32)
         for values, row in zip(pieces, single, strict=True):
             for average, coefficient in zip(averages, row, strict=True):
                 average += values * coefficient

@@ -86,19 +86,24 @@ class Snapshot:
         stored = array.reshape([record.shape[axis] for axis in record.order])
         return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
 
-    def read_part(self, name: str, start: int, stop: int) -> "np.ndarray":
-        """The values of a tensor from `start` up to `stop`, in its C order: an array of one axis."""
+    def read_part(self, name: str, start: int, stop: int, room: memoryview) -> "np.ndarray":
+        """The values of a tensor from `start` up to `stop`, in its C order: an array of one axis.
+
+        room: of as many bytes, or more, where that array is.
+        """
         import numpy as np
 
         record = self.tensors[name]
-        if not record.is_c_ordered:
-            return self.read(name).reshape(-1)[start:stop]
         size = DTYPES[record.dtype].size
-        try:
-            data = self.file.read(record.data.offset + start * size, (stop - start) * size)
-        except PickleError as error:
-            raise SnapshotError(f"{self.path}: {error}") from None
-        return np.frombuffer(data, DTYPES[record.dtype].numpy)
+        part = room[: (stop - start) * size]
+        if record.is_c_ordered:
+            try:
+                self.file.read_into(part, record.data.offset + start * size)
+            except PickleError as error:
+                raise SnapshotError(f"{self.path}: {error}") from None
+        else:
+            part[:] = self.read(name).reshape(-1)[start:stop].view("uint8").data
+        return np.frombuffer(part, DTYPES[record.dtype].numpy)
 
     def close(self):
         os.close(self.file.descriptor)
