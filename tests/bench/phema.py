@@ -1,4 +1,4 @@
-"""edm2-phema as a whole process, beside `cat` of the same files, and NVlabs' reconstruct_phema.py where there is a clone.
+"""edm2-phema as a whole process, beside cat of the same files, and NVlabs' reconstruct_phema.py from a clone.
 
     python -m tests.bench.phema                                   # 16 XS-size snapshots; needs 12 GB of disk
     python -m tests.bench.phema --nvlabs DIR --size edm2-img512-s
