@@ -203,7 +203,7 @@ NETWORK = [
     Fault("downsampling shifted by a pixel", DOWN, "resample", (OPS, "keepdims=False), d, axis)", "keepdims=False), d + 1, axis)")),
     Fault("weights not normalised", EMBEDDING, "emb_noise", (OPS, "return normalize(w) * (scale", "return w * (scale")),
     Fault("weights normalised over the wrong axes", EMBEDDING, "emb_noise", (OPS, "return normalize(w) * (scale", "return normalize(w, 0) * (scale")),
-    Fault("fan-out for fan-in", EMBEDDING, "emb_label", (OPS, "1 / math.sqrt(w[0].size)", "1 / math.sqrt(w[:, 0].size)")),
+    Fault("fan-out for fan-in", EMBEDDING, "emb_label", (OPS, "1 / math.sqrt(math.prod(w.shape[1:]))", "1 / math.sqrt(w[:, 0].size)")),
     Fault("gains ignored", ENC, "emb_linear", (OPS, "(scale if gain is None else gain.astype(w.dtype) * scale)", "scale")),
     Fault("gains squared", ENC, "emb_linear", (OPS, "gain.astype(w.dtype) * scale", "jnp.square(gain.astype(w.dtype)) * scale")),
     Fault("convolution kernel flipped", CONV_IN, "conv", (NET, "convolve(x, w,", "convolve(x, w[:, :, ::-1, ::-1],")),

@@ -5,6 +5,7 @@
 
 import pytest
 
+from jax_edm2.converter.processes import ROOT
 from tests.corpora.faults import FAULTS, Laboratory, checks_for, edited, found, is_found
 
 
@@ -33,3 +34,13 @@ def test_an_edit_that_changes_nothing_is_refused():
         pass
     with pytest.raises(ValueError, match="changes no function"), edited("network", "# ", "#  "):
         pass
+
+
+def test_what_faults_replace_is_there():
+    """Of all, not only of those that are made here."""
+    for fault in FAULTS:
+        edits = [fault.edit] if isinstance(fault.edit, tuple) and isinstance(fault.edit[0], str) else fault.edit
+        for edit in edits if isinstance(edits, list | tuple) else ():
+            if isinstance(edit, tuple):
+                file, old = edit[:2]
+                assert old in (ROOT / "jax_edm2" / f"{file}.py").read_text(), fault.name
