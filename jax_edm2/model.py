@@ -20,6 +20,7 @@ from jax_edm2.checkpoint import save
 from jax_edm2.decoding import Decode, make_decoder
 from jax_edm2.dtypes import not_finite
 from jax_edm2.generation import Generator
+from jax_edm2.inputs import check_images, check_sigma
 from jax_edm2.network import Precond
 from jax_edm2.record import Record
 from jax_edm2.sampling import DEFAULT, Network
@@ -85,8 +86,10 @@ class Model:
         """D(x; sigma, labels) of the network itself, unguided: [N, C, H, W] in float32, as `Precond`; compiled.
 
         x [N, C, H, W]; sigma > 0, a noise level or [N] of them; class_labels one-hot [N, label_dim] or None.
-        Raises: ValueError for inputs of another shape.
+        Raises: ValueError for inputs of another shape, or a sigma that is not positive.
         """
+        check_images(self.net.config, x)
+        check_sigma(sigma, x.shape[0])  # before jit hides its value
         if "denoise" not in self._kept:
             self._kept["denoise"] = jax.jit(self.net.apply)
         return self._kept["denoise"](self.variables, x, sigma, class_labels)

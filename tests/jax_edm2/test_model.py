@@ -72,6 +72,10 @@ def test_denoise_is_the_network_alone(model):
     x, labels = jax.random.normal(jax.random.key(0), (2, 1, 8, 8)), jax.nn.one_hot(jnp.array([1, 2]), 10)
     alone = jax.jit(model.net.apply)(model.variables, x, 2.0, labels)
     np.testing.assert_array_equal(model.denoise(x, 2.0, labels), alone)
+    with pytest.raises(ValueError, match="sigma must be a noise level > 0, not 0"):
+        model.denoise(x, 0.0, labels)
+    with pytest.raises(ValueError, match=r"a single one is x\[None\]"):
+        model.denoise(x[0], 2.0)
 
 
 def test_a_snapshot_gives_what_its_checkpoint_gives(digits_pkl, digits_checkpoint):
