@@ -131,8 +131,8 @@ def _are_those_of(record: Record, arrays: "Mapping[str, np.ndarray]") -> bool:
     for name, array in arrays.items():
         kind = DTYPES[record.dtype].numpy if record.dtype in DTYPES else array.dtype
         with np.errstate(over="ignore"):
-            stored = array.astype(kind)
-        if stored.astype(array.dtype).tobytes() != array.tobytes():
+            stored = array.astype(kind, copy=False)
+        if kind != array.dtype and stored.astype(array.dtype).tobytes() != array.tobytes():
             return False
         digest.add_array(name, stored)
     return digest.value == record.digest

@@ -185,7 +185,8 @@ class Generator:
         pending, told = None, None if advance is None else _Watcher(advance)
         for start in range(0, len(seeds), size or 1):
             part = slice(start, start + size)
-            following = self._begin(seeds[part], self.class_idx if classes is None else classes[part], size, told)
+            with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
+                following = self._begin(seeds[part], self.class_idx if classes is None else classes[part], size, told)
             if pending is not None:
                 yield pending
             pending = following
@@ -199,12 +200,6 @@ class Generator:
             raise ValueError(f"class {index} is out of range: the network has {known}")
 
     def _begin(
-        self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int, told: "_Watcher | None"
-    ) -> Batch:
-        with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
-            return self._begin_here(seeds, class_idx, size, told)
-
-    def _begin_here(
         self, seeds: list[int], class_idx: int | Sequence[int] | None, size: int, told: "_Watcher | None"
     ) -> Batch:
         draw = Draw.of(self.config, seeds, rng=self.rng, class_idx=class_idx, churn_draws=self.settings.churn_draws)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_edm2.checkpoint import save
+from jax_edm2.checkpoint import read_record, save
 from jax_edm2.decoding import Decode, make_decoder
 from jax_edm2.dtypes import not_finite
 from jax_edm2.generation import Generator
@@ -185,6 +185,4 @@ def _seeds(seeds: Any, classes: Any, num: int | None, rng: str) -> tuple[list[in
 
 
 def _is_of(path: Path, record: Record) -> bool:
-    from jax_edm2.checkpoint import read_record
-
     return read_record(path).digest == record.digest

@@ -61,7 +61,7 @@ class Stds(click.ParamType):
 
 @click.command(name="edm2-phema", epilog=EPILOG, context_settings=SETTINGS)
 @click.option("--indir", type=click.Path(path_type=Path), required=True, help="Folder of snapshots, -KIMG-STD.pkl.")
-@click.option("--inprefix", metavar="NAME", help="Only those whose names begin so.")
+@click.option("--inprefix", metavar="NAME", help="Only this run's: what stands before -KIMG-STD.pkl.")
 @click.option("--instd", type=Stds(), help="Only those with these relative standard deviations.")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for averages.")
 @click.option("--outprefix", metavar="NAME", default="phema", show_default=True, help="How their names begin.")
