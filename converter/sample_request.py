@@ -124,15 +124,14 @@ def _networks(request: SampleRequest) -> tuple[Location, Location | None, float,
     path = Path(location.text)
     if not location.remote and is_checkpoint(path):
         recorded = read_record(path).sampler
-    if preset is not None and request.unconditional:
-        pass  # it guides itself, or --gnet does
-    elif preset is not None and preset.guide:
+    itself = request.unconditional  # then neither the preset's guide nor the checkpoint's is wanted
+    if preset is not None and preset.guide and not itself:
         guide = guide or Location(presets.url(preset.guide))
         guidance = preset.guidance if guidance is None else guidance
-    elif recorded.guide is not None:
+    elif recorded.guide is not None and not itself:
         guide = guide or _beside(path, recorded.guide)
         guidance = recorded.guidance if guidance is None else guidance
-    if guidance not in (None, 1) and guide is None and not request.unconditional:
+    if guidance not in (None, 1) and guide is None and not itself:
         raise UsageError("--guidance needs a guiding network: --gnet, a guided preset, or --unconditional-guide")
     if guide is not None and guidance is None:
         raise UsageError("--gnet needs --guidance, a number such as 1.5")

@@ -46,6 +46,17 @@ def test_pictures(digits_pkl, digits_guide_pkl, tmp_path, capfd):
     Image.open(tmp_path / "000003.png").load()
 
 
+def test_a_network_that_guides_itself_wants_no_other(digits, digits_checkpoint, tmp_path):
+    """Though its checkpoint names one."""
+    record = dataclasses.replace(
+        jax_edm2.read_record(digits_checkpoint), sampler=Sampler(guidance=1.5, guide="no.such")
+    )
+    jax_edm2.save(tmp_path / "net.safetensors", *digits, record=record)
+    request = SampleRequest(tmp_path, net=str(tmp_path / "net.safetensors"), guidance=3.0, unconditional=True)
+    found = resolve(request)
+    assert (found.guide, found.settings.guidance, found.settings.unconditional) == (None, 3.0, True)
+
+
 def test_a_checkpoint_says_how_it_is_sampled(digits, digits_checkpoint, tmp_path):
     """Where the request says nothing."""
     recorded = Sampler(num_steps=3, sigma_min=0.01, sigma_max=20.0, rho=5.0)
