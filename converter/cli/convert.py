@@ -129,13 +129,13 @@ def _warn(line: str):
 
 @contextlib.contextmanager
 def _progress_bar(name: str, total: int) -> Iterator[Advance]:
-    """A tqdm bar on standard error, where that is a terminal and there is much to do; else one that prints nothing."""
-    if total < PROGRESS_FROM or not sys.stderr.isatty():
+    """A bar on standard error, where there is much to do; else one that prints nothing."""
+    if total < PROGRESS_FROM:
         yield lambda count: None
         return
-    from tqdm import tqdm
+    from ..bars import Bar
 
-    with tqdm(total=total, unit="B", unit_scale=True, desc=name, file=sys.stderr, leave=False) as bar:
+    with Bar(desc=name, total=total, unit="B", unit_scale=True) as bar:
         yield bar.update
 
 
