@@ -25,7 +25,7 @@ p { margin: 6px 0; max-width: 92ch } code, pre, td.n, .mono { font-family: ui-mo
 .good { color: var(--good) } .wrong { color: var(--bad); font-weight: 600 } .soft { color: var(--soft) }
 table { border-collapse: collapse; margin: 8px 0 } th { text-align: left; font-weight: 600 }
 th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n, th.n { text-align: right }
+td.n, th.n { text-align: right; white-space: nowrap }
 pre { background: var(--card); padding: 10px; overflow-x: auto } svg { width: 100%; height: auto }
 .scroll { overflow-x: auto } .verdict p, code { overflow-wrap: anywhere } td code { overflow-wrap: normal }
 .samples { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 6px 0 } figcaption { color: var(--soft) }
@@ -100,10 +100,10 @@ def index(record: dict[str, Any]) -> str:
         (_mark(check["agrees"]), escape(check["name"]), number(check["error"]), number(check["limit"]))
         for check in record["records"]
     ]
-    date = next((report["date"] for report in record["reports"].values()), "")
+    date = next(map(_date, record["reports"].values()), "")
     sections = [
         f'<div class="verdict {record["verdict"]}" id="verdict"><h1>{escape(record["verdict"].capitalize())}</h1>'
-        f"<p><b>{escape(record['headline'])}</b></p><p class=soft>{escape(date.replace('T', ' '))}</p></div>",
+        f"<p><b>{escape(record['headline'])}</b></p><p class=soft>{escape(date)}</p></div>",
         _section("Networks", _table(("", "", ""), rows)),
         _section(
             "Nearest to their limits", _table(("", "network", "check", "", "JAX", "recorded", "allowed"), checks, 3)
@@ -151,9 +151,13 @@ def _verdict(report: dict[str, Any]) -> str:
     )
 
 
+def _date(report: dict[str, Any]) -> str:
+    return report["date"].replace("T", " ").replace("+00:00", " UTC")
+
+
 def _when(report: dict[str, Any]) -> str:
     """Date, duration and command."""
-    parts = [report["date"].replace("T", " ").replace("+00:00", " UTC")]
+    parts = [_date(report)]
     if seconds := report["seconds"]["all"]:
         parts.append(f"{seconds:.0f} s")
     if report["command"]:
