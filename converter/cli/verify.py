@@ -50,7 +50,6 @@ Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input tha
 130 interrupted.
 """
 OURS = "ours"  # goldens
-EVERY = 30.0  # seconds between lines on how far it is, where there is no terminal
 WITH_GOLDEN = ("golden", "device", "report", "json_")
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
 
@@ -268,6 +267,8 @@ def _start_jax(device: str, precision: str):
 @contextlib.contextmanager
 def _stages():
     """Yields a function that names the stage that is running, on standard error: on a terminal, or now and then."""
+    from .. import bars
+
     terminal = sys.stderr is not None and sys.stderr.isatty()
     shown, began, ended = "", time.monotonic(), threading.Event()
 
@@ -278,7 +279,7 @@ def _stages():
         shown = stage
 
     def tell():
-        while not ended.wait(EVERY):
+        while not ended.wait(bars.EVERY):
             if shown and not shown.startswith("PyTorch"):  # which has lines of its own
                 say(f"edm2-verify: {shown}; {time.monotonic() - began:.0f} s so far", err=True)
 

@@ -83,9 +83,8 @@ def called(command: tuple[str, ...], folder: str, environment: dict[str, str], s
 def _be_quiet():
     """Lines on how far a command is come by the clock; tests run on slow machines."""
     from jax_edm2.converter import bars
-    from jax_edm2.converter.cli import verify
 
-    bars.EVERY = verify.EVERY = 1e6
+    bars.EVERY = 1e6
 
 
 def watched(command: tuple[str, ...], folder: str, log: str):
