@@ -1,8 +1,9 @@
-"""From the name of a snapshot to checkpoints on this disk: it is fetched and converted, and so is a preset's guide.
+"""From the name of a file to others on this disk: it is fetched and converted, and so is a preset's guide.
 
 fetch_and_convert(ConversionRequest(preset="edm2-img512-s-guid-dino", output=Path("weights")))
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_edm2.checkpoint import read_record
+from jax_edm2.config import EDM2Config
 from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import CHECK, Record, Sampler
@@ -21,28 +23,38 @@ from . import embedded, presets
 from .convert import checkpoint_tensors, convert, describe
 from .downloads.cache import sha256 as file_sha256
 from .errors import UsageError
+from .flops import paper_flops
+from .opening import is_training_state, open_weights
 from .progress import Progress, Warn, silent
-from .snapshot import Snapshot, read_snapshot
+from .snapshot import read_snapshot
 from .sources import Fetching, Location, locate
+from .training_state import NET
+from .weights import Weights
 
 NAMED = 5  # tensors, in a warning
-SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax"}
+SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax", "pkl": ".pkl", "pt": ".pt"}  # of formats
 
 
 @dataclass(frozen=True)
 class ConversionRequest:
     """What is converted, and to what.
 
-    source: a snapshot's path or URL; or else preset: a published network's name. output: the checkpoint to write, or a
-    folder for it; by default it has the snapshot's name, in the working folder. format, dtype: as for
-    `converter.convert.convert`. dry_run: nothing is written. force: an existing output is replaced.
+    source: the path of a snapshot, training state or checkpoint, or a snapshot's URL; or else preset: a published
+    network's name. output: the file to write, or a folder for it; by default it has the source's name, in the working
+    folder. format: one of SUFFIXES; by default what `output` ends in says, or safetensors, or for all of a training
+    state orbax. dtype: as for `converter.convert.convert`. weights: which network of a training state. config_from: the
+    file or published network that has a training state's configuration. like: the snapshot that a .pkl is a copy of
+    but for its values. dry_run: nothing is written. force: an existing output is replaced.
     """
 
     source: str | None = None
     preset: str | None = None
     output: Path | None = None
-    format: str = "safetensors"
+    format: str | None = None
     dtype: str = "keep"
+    weights: str | None = None
+    config_from: str | None = None
+    like: Path | None = None
     dry_run: bool = False
     force: bool = False
     fetching: Fetching = field(default_factory=Fetching)
@@ -73,7 +85,14 @@ class Converted:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(t.shape) for path, t in self.tensors.items() if path.startswith("params/"))
+        """Of the network."""
+        starts = "params/", f"{NET}/params/"
+        return sum(math.prod(t.shape) for path, t in self.tensors.items() if path.startswith(starts))
+
+    @property
+    def gflops(self) -> float:
+        """Of one evaluation for one image, as the papers count."""
+        return paper_flops(EDM2Config(**self.metadata["config"])) / 1e9
 
     @property
     def bytes(self) -> int:
@@ -85,6 +104,7 @@ class Converted:
             "written": self.written,
             "format": self.format,
             "parameters": self.parameters,
+            "gflops": self.gflops,
             "tensors": {path: dataclasses.asdict(tensor) for path, tensor in self.tensors.items()},
             "bytes": self.bytes,
             "metadata": self.metadata,
@@ -114,32 +134,51 @@ def fetch_and_convert(
     guide = Location(presets.url(preset.guide)) if preset is not None and preset.guide else None
     if guide is not None and request.fetching.sha256 is not None:
         raise UsageError("--sha256 is for one file, and this preset has two; the cache remembers both hashes")
-    output = _output(request.output, location, request.format)
+    form = _format(request, location)
+    if form == "pt" and guide is not None:
+        raise UsageError("a published network is no training state, which alone can be a .pt")
+    output = _output(request.output, location, form, request.weights)
     if output.exists() and not request.dry_run:  # before anything is fetched
-        _about_to_replace(location, output, request.force)
-    work = _Work(request, warn, progress)
+        _about_to_replace(request, location, output)
+    work = _Work(request, form, warn, progress)
     if guide is None or preset is None:
         return Conversion(work.convert(location, output))
     # The guide first, so that whoever finds the main checkpoint finds its guide
-    beside = _output(output.parent, guide, request.format)
+    beside = _output(output.parent, guide, form)
     sampler = Sampler(guidance=preset.guidance, guide=beside.name)
     guiding = work.convert(guide, beside, shared=True)
     return Conversion(work.convert(location, output, sampler), guiding)
 
 
-def _about_to_replace(location: Location, output: Path, force: bool):
+def _about_to_replace(request: ConversionRequest, location: Location, output: Path):
     """What is wrong with the input is said before what is wrong with the output."""
     if not location.remote:
-        with read_snapshot(location.text) as snapshot:
-            if output.samefile(snapshot.path):
-                raise UsageError(f"{output} is the snapshot itself: choose another --output")
-    if not force:
+        path = Path(location.text)
+        open_weights(path, request.weights, request.config_from).close()
+        if output.samefile(path):
+            raise UsageError(f"{output} is the file that is read: choose another --output")
+    if not request.force:
         raise FileExistsError(f"{output} exists")
 
 
-def _output(output: Path | None, location: Location, format_: str) -> Path:
-    """Where a snapshot's checkpoint goes: the path given, or its own name in the folder given, or here."""
-    name = location.stem + SUFFIXES[format_]
+def _format(request: ConversionRequest, location: Location) -> str:
+    """Raises: UsageError where what is asked for contradicts itself."""
+    output, path = request.output, Path(location.text)
+    whole = request.weights is None and not location.remote and path.is_file() and is_training_state(path)
+    form = "orbax" if whole else "safetensors"
+    if output is not None and not output.is_dir():
+        form = next((form for form, suffix in SUFFIXES.items() if output.suffix == suffix), form)
+    if request.like is not None and request.format is None:
+        form = "pkl"
+    form = request.format or form
+    if request.like is not None and (form, request.dtype) != ("pkl", "keep"):
+        raise UsageError("--like is for --format pkl, in the dtype that the original has")
+    return form
+
+
+def _output(output: Path | None, location: Location, form: str, part: str | None = None) -> Path:
+    """Where a file goes: the path given, or the source's own name in the folder given, or here."""
+    name = location.stem + (f"-{part}" if part else "") + SUFFIXES[form]
     if output is None:
         return Path(name)
     return output / name if output.is_dir() and not (output / ORBAX_MARK).exists() else output
@@ -150,52 +189,62 @@ class _Work:
     """What is the same for a network and for its guide."""
 
     request: ConversionRequest
+    format: str
     warn: Warn
     progress: Progress
 
     def convert(
         self, location: Location, output: Path, sampler: Sampler | None = None, shared: bool = False
     ) -> Converted:
-        """Convert one snapshot and report. shared: keep an output that exists, if it is what would be written."""
-        dry_run = self.request.dry_run
-        with read_snapshot(self.request.fetching.bring(location)) as snapshot:
-            tensors = checkpoint_tensors(snapshot, self.request.dtype)
-            existing = _existing(snapshot, output, tensors) if shared else None
+        """Convert one file and report. shared: keep an output that exists, if it is what would be written."""
+        request = self.request
+        path = request.fetching.bring(location)
+        with open_weights(path, request.weights, request.config_from) as weights:
+            tensors = checkpoint_tensors(weights, request.dtype)
+            existing = _existing(weights, output, tensors) if shared else None
             not_finite: dict[str, int] = {}
-            if dry_run or existing:
-                record = existing or describe(snapshot, location.name, sampler)
+            if request.dry_run or existing:
+                record = existing or describe(weights, location.name, sampler)
             else:
-                record = self._write(snapshot, location.name, output, sampler, not_finite)
+                record = self._write(weights, location.name, output, sampler, not_finite)
             if not_finite:
                 self.warn(f"{location.name}: {_not_finite(not_finite)}")
-            if line := embedded.warning(location.name, embedded.identify(snapshot.source)):
+            if record.assumed:
+                self.warn(
+                    f"{location.name}: does not say how its network was constructed. Assumed: "
+                    f"{', '.join(record.assumed)}; --config-from names a file that says it"
+                )
+            if line := embedded.warning(location.name, record.code):
                 self.warn(line)
         return Converted(
-            output=None if dry_run else output,
-            written=not (dry_run or existing),
-            format=self.request.format,
+            output=None if request.dry_run else output,
+            written=not (request.dry_run or existing),
+            format=self.format,
             tensors={path: StoredTensor(t.shape, t.dtype, t.nbytes) for path, t in tensors.items()},
             metadata=_metadata(record, tensors),
         )
 
     def _write(
-        self, snapshot: Snapshot, name: str, output: Path, sampler: Sampler | None, not_finite: dict[str, int]
+        self, weights: Weights, name: str, output: Path, sampler: Sampler | None, not_finite: dict[str, int]
     ) -> Record:
-        total = sum(record.data.length for record in snapshot.tensors.values())
-        with self.progress(snapshot.path.name, total) as advance:
+        request = self.request
+        total = sum(record.data.length for record in weights.tensors.values()) * (2 if self.format == "orbax" else 1)
+        with contextlib.ExitStack() as stack:
+            like = stack.enter_context(read_snapshot(request.like)) if request.like else None
+            advance = stack.enter_context(self.progress(weights.path.name, total))
             return convert(
-                snapshot, output, format=self.request.format, dtype=self.request.dtype, overwrite=self.request.force,
+                weights, output, format=self.format, dtype=request.dtype, like=like, overwrite=request.force,
                 name=name, sampler=sampler, progress=advance, not_finite=not_finite,
             )  # fmt: skip
 
 
-def _existing(snapshot: Snapshot, output: Path, tensors: dict[str, Tensor]) -> Record | None:
-    """The record of a checkpoint at `output` that was made from this very snapshot, in this dtype."""
+def _existing(weights: Weights, output: Path, tensors: dict[str, Tensor]) -> Record | None:
+    """The record of a checkpoint at `output` that was made from this very file, in this dtype."""
     try:
         record = read_record(output)
     except CheckpointError:
         return None
-    same = record.source is not None and record.source.sha256 == file_sha256(snapshot.path)
+    same = record.source is not None and record.source.sha256 == file_sha256(weights.path)
     return record if same and record.dtype == stored_dtype(tensors) else None
 
 
@@ -212,5 +261,7 @@ def _metadata(record: Record, tensors: dict[str, Tensor]) -> dict[str, Any]:
     fields = json.loads(record.to_json())
     if not record.digest:
         del fields[CHECK]
-        fields |= {"dtype": stored_dtype(tensors), "digest": None, "source": {**fields["source"], "sha256": None}}
+        fields |= {"dtype": stored_dtype(tensors), "digest": None}
+        if fields["source"] is not None:
+            fields["source"]["sha256"] = None
     return fields

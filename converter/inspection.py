@@ -13,7 +13,8 @@ from jax_edm2.dtypes import not_finite
 from jax_edm2.record import CHECK, Record
 
 from .downloads.cache import sha256 as file_sha256
-from .networks import is_checkpoint, record_of
+from .networks import record_of
+from .opening import is_checkpoint
 from .snapshot import read_snapshot
 from .verify.truth import Truth
 

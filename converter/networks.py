@@ -12,6 +12,7 @@ from jax_edm2.tensors import stored_dtype
 
 from .convert import checkpoint_tensors, describe
 from .names import jax_path
+from .opening import is_checkpoint
 from .snapshot import Snapshot, read_snapshot
 
 if TYPE_CHECKING:
@@ -26,11 +27,6 @@ class LoadedNetwork:
     net: "Precond"
     variables: Any
     record: Record
-
-
-def is_checkpoint(path: Path) -> bool:
-    """A safetensors file or an orbax folder, by its name; anything else is taken for a snapshot."""
-    return path.is_dir() or path.suffix == ".safetensors"
 
 
 def load_network(

@@ -12,7 +12,8 @@ from jax_edm2.model import Guide, Model
 from . import presets
 from .downloads.cache import sha256 as file_sha256
 from .errors import UsageError
-from .networks import LoadedNetwork, is_checkpoint, load_network
+from .networks import LoadedNetwork, load_network
+from .opening import is_checkpoint
 from .sample_request import SampleRequest, resolve
 from .sources import Fetching, Location
 from .vae import find_vae

@@ -11,7 +11,7 @@ from jax_edm2.settings import NO_CHURN, Churn, Settings
 
 from . import presets
 from .errors import SampleError, UsageError
-from .networks import is_checkpoint
+from .opening import is_checkpoint
 from .sources import Fetching, Location, locate
 
 DEFAULT = Sampler()

@@ -7,13 +7,12 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from jax_edm2.config import ConfigError, EDM2Config
-from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
 from jax_edm2.record import Encoder, Loss
 
@@ -21,14 +20,10 @@ from .errors import SnapshotError
 from .formats.file import File, PickleError
 from .formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, read_container
 from .formats.pickle_reader import Instance
-from .formats.torch_legacy import TensorRecord
 from .modules import ARGUMENTS, VERSION, read_network
-
-if TYPE_CHECKING:
-    import numpy as np
+from .weights import Weights
 
 RGB, VAE = "StandardRGBEncoder", "StabilityVAEEncoder"
-CHUNK = 2**20  # bytes of a tensor read at a time: stays in the processor's cache
 
 # Classes of NVIDIA's other generators that use the same container.
 OTHER_NETWORKS = {
@@ -42,77 +37,15 @@ OTHER_NETWORKS = {
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """An open snapshot. Tensors are read from the file when asked for; close it, or use it in a `with` statement."""
+class Snapshot(Weights):
+    """An open snapshot."""
 
-    path: Path
-    file: File
-    config: EDM2Config
     init_kwargs: dict[str, Any]  # Precond's constructor arguments, as the file has them
-    tensors: Mapping[str, TensorRecord]  # by NVlabs' name, in the order of the file
-    encoder: Encoder | None
-    loss: Loss | None
     source: str  # the network's embedded source code: text, never executed
 
     @property
     def source_hash(self) -> str:
         return f"sha256:{hashlib.sha256(self.source.encode()).hexdigest()}"
-
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """The little-endian bytes of a tensor, at most CHUNK at a time, each valid until the next is asked for."""
-        record, data, size = self.tensors[name], self.tensors[name].data, CHUNK
-        if not record.is_c_ordered:
-            yield self.read(name).reshape(-1).view("uint8").data
-            return
-        buffer = memoryview(bytearray(min(size, data.length)))
-        for done in range(0, data.length, size):
-            part = buffer[: data.length - done]
-            try:
-                self.file.read_into(part, data.offset + done)
-            except PickleError as error:
-                raise SnapshotError(f"{self.path}: {error}") from None
-            yield part
-
-    def read(self, name: str) -> "np.ndarray":
-        """A tensor as a new array, C-ordered."""
-        import numpy as np
-
-        record = self.tensors[name]
-        try:
-            data = self.file.read(record.data.offset, record.data.length)
-        except PickleError as error:
-            raise SnapshotError(f"{self.path}: {error}") from None
-        array = np.frombuffer(bytearray(data), DTYPES[record.dtype].numpy)
-        stored = array.reshape([record.shape[axis] for axis in record.order])
-        return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
-
-    def read_part(self, name: str, start: int, stop: int, room: memoryview) -> "np.ndarray":
-        """The values of a tensor from `start` up to `stop`, in its C order: an array of one axis.
-
-        room: of as many bytes, or more, where that array is.
-        """
-        import numpy as np
-
-        record = self.tensors[name]
-        size = DTYPES[record.dtype].size
-        part = room[: (stop - start) * size]
-        if record.is_c_ordered:
-            try:
-                self.file.read_into(part, record.data.offset + start * size)
-            except PickleError as error:
-                raise SnapshotError(f"{self.path}: {error}") from None
-        else:
-            part[:] = self.read(name).reshape(-1)[start:stop].view("uint8").data
-        return np.frombuffer(part, DTYPES[record.dtype].numpy)
-
-    def close(self):
-        os.close(self.file.descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 def read_snapshot(path: str | os.PathLike) -> Snapshot:
@@ -121,7 +54,7 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
     Raises: SnapshotError.
     """
     path = Path(path)
-    descriptor = _open(path)
+    descriptor = open_file(path)
     try:
         file = File(descriptor)
         if file.size == 0:
@@ -139,7 +72,8 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
         raise
 
 
-def _open(path: Path) -> int:
+def open_file(path: Path) -> int:
+    """The descriptor of a regular file. Raises: SnapshotError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
     except FileNotFoundError:
@@ -181,7 +115,7 @@ def _interpret(path: Path, file: File, top: Any) -> Snapshot:
     config = _config(init_kwargs)
     tensors = read_network(net, config)
     encoder, loss = _encoder(file, top.get("encoder")), _loss(top.get("loss_fn"))
-    return Snapshot(path, file, config, init_kwargs, tensors, encoder, loss, net.source)
+    return Snapshot(path, file, config, tensors, encoder, loss, init_kwargs, net.source)
 
 
 def _dict(value: Any) -> dict[str, Any] | None:

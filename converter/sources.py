@@ -11,7 +11,7 @@ from .downloads.cache_files import CacheError
 from .downloads.urls import file_name, public_url
 from .downloads.watchdog import TIMEOUT
 from .errors import UsageError
-from .snapshot import read_snapshot
+from .opening import open_weights
 
 _URL = re.compile(r"(https?:|[a-z][a-z0-9+.-]*:[/\\]{2}).*", re.DOTALL | re.IGNORECASE)
 
@@ -74,7 +74,7 @@ class Fetching:
 
 
 def _check(path: Path):
-    read_snapshot(path).close()
+    open_weights(path).close()
 
 
 def locate(source: str | None, preset: str | None) -> tuple[Location, presets.Preset | None]:

@@ -5,6 +5,7 @@
     python -m golden.known_sources --check         # is torch_ref's present source in the record?
 
 Every version of torch_ref/network.py that a snapshot was ever written with stays in the record: they compute the same.
+Snapshots that edm2-convert writes carry it with a few lines more (`converter.to_snapshot.PERSISTENT`).
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from jax_edm2.converter.embedded import RECORD, known_text, sha256_of
 from jax_edm2.converter.meaning import meaning_of
+from jax_edm2.converter.to_snapshot import source_text
 
 ROOT = Path(__file__).parent.parent
 OURS, OUR_PATH = "torch_ref of edm2-jax", "torch_ref/network.py"
@@ -46,8 +48,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     ours = (ROOT / OUR_PATH).read_text()
     if args.check:
-        print(f"{OUR_PATH} is {'' if known_text(sha256_of(ours)) else 'NOT '}in the record")
-        return 0 if known_text(sha256_of(ours)) else 1
+        known = all(known_text(sha256_of(text)) for text in (ours, source_text("network")))
+        print(f"{OUR_PATH} is {'' if known else 'NOT '}in the record")
+        return 0 if known else 1
     sources = {source["name"]: source for source in json.loads(RECORD.read_text())} if RECORD.exists() else {}
     if args.nvlabs:
         versions = [
@@ -56,7 +59,7 @@ def main(argv=None):
         about = {"repository": "https://github.com/NVlabs/edm2", "path": NVLABS_PATH}
         sources[NVLABS] = {"name": NVLABS, **about, "versions": versions}
     mine = sources.setdefault(OURS, {"name": OURS, "path": OUR_PATH, "versions": []})
-    for text in (*history(ROOT, OUR_PATH, "HEAD"), ours):
+    for text in (*history(ROOT, OUR_PATH, "HEAD"), ours, source_text("network")):
         if all(known["text"] != sha256_of(text) for known in mine["versions"]):
             mine["versions"].append(version(text))
     RECORD.write_text(json.dumps(list(sources.values()), indent=1) + "\n")

@@ -34,7 +34,7 @@ def read_record(path: str | os.PathLike) -> Record:
 
     Raises: CheckpointError if the checkpoint is missing or broken.
     """
-    with _open(Path(path)) as stored:
+    with opened(Path(path)) as stored:
         return stored.record
 
 
@@ -63,9 +63,13 @@ def load(
     from jax_edm2.network import Precond
     from jax_edm2.placement import placement
 
-    with _open(Path(path)) as stored:
+    with opened(Path(path)) as stored:
         if check:
             check_digest(path, stored.record)
+        if stored.record.training is not None:
+            raise CheckpointError(
+                f"{path}: is a training state: make a checkpoint of its weights with edm2-convert --weights"
+            )
         problems = check_tree(stored.record.config, stored.shapes)
         if problems:
             raise CheckpointError(f"{path}: does not hold the network of its record: " + listing(problems))
@@ -139,8 +143,8 @@ def _are_those_of(record: Record, arrays: "Mapping[str, np.ndarray]") -> bool:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
-    """A checkpoint. What is wrong with its file is said to be wrong with it, now and while it is used."""
+def opened(path: Path) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
+    """A checkpoint's file. What is wrong with its file is said to be wrong with it, now and while it is used."""
     try:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such file or folder")

@@ -4,14 +4,17 @@ Orbax reads its folder by itself. What it would parse without bounds is looked a
 about a folder that is damaged becomes one error.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from jax_edm2.placement import Placement
 
 MARK = "_CHECKPOINT_METADATA"  # a file that every orbax checkpoint has
+THREADS = 3  # that read and hash, or write
 MOST_FILES = 10_000
 MOST_JSON = 4 * 2**20  # bytes of a file of metadata; XXL's largest has 70,000
 
@@ -68,17 +72,12 @@ class OrbaxCheckpoint:
         """
         import jax
         import numpy as np
-        from flax.traverse_util import flatten_dict, unflatten_dict
 
-        def wanted(name: str) -> Any:
-            shape, kind = self.shapes[name], DTYPES[self.dtypes[name]].numpy
-            if where[name] is None:
-                return np.broadcast_to(np.zeros((), kind), shape)  # for orbax: an array of numpy's
-            return jax.ShapeDtypeStruct(shape, kind, sharding=where[name])
+        def wanted(name: str, shape: tuple[int, ...], kind: Any) -> Any:
+            place = where[name]
+            return _host(shape, kind) if place is None else jax.ShapeDtypeStruct(shape, kind, sharding=place)
 
-        tree = unflatten_dict({name: wanted(name) for name in self.shapes}, sep="/")
-        with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
-            found = flatten_dict(reader.restore(self.path, tree), sep="/")
+        found = self._restore(wanted)
         for name in found:
             if digest is not None:
                 digest.add_array(name, np.asarray(found[name]))  # on a CPU without a copy
@@ -87,8 +86,27 @@ class OrbaxCheckpoint:
             found[name] = jax.device_put(found[name], where[name])
         return found
 
+    def arrays(self) -> "dict[str, np.ndarray]":
+        """All tensors by path, as stored, on the host."""
+        return self._restore(lambda name, shape, kind: _host(shape, kind))
+
+    def _restore(self, wanted: Callable[[str, tuple[int, ...], Any], Any]) -> dict[str, Any]:
+        """All tensors by path. wanted: what orbax is told of one, by its path, shape and dtype."""
+        from flax.traverse_util import flatten_dict, unflatten_dict
+
+        leaves = {name: wanted(name, shape, DTYPES[self.dtypes[name]].numpy) for name, shape in self.shapes.items()}
+        with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
+            return flatten_dict(reader.restore(self.path, unflatten_dict(leaves, sep="/")), sep="/")
+
     def close(self):
         """Nothing is left open."""
+
+
+def _host(shape: tuple[int, ...], kind: Any) -> "np.ndarray":
+    """For orbax: an array of numpy's."""
+    import numpy as np
+
+    return np.broadcast_to(np.zeros((), kind), shape)
 
 
 def _look_at(path: Path):
@@ -124,14 +142,21 @@ def _check_json(file: Path):
 def _quietly(what: str) -> Iterator[None]:
     """Whatever orbax raises, of whatever type, becomes a CheckpointError; it logs and prints nothing."""
     _ignore_closed_loops()
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with _silently():
+            yield
     except CheckpointError:
         raise
     except Exception as error:  # orbax raises a plain Exception for a file that is missing
         raise CheckpointError(f"{what} ({_reason(error)}); convert the snapshot again") from error
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
     finally:
         logging.disable(before)
 
@@ -170,42 +195,80 @@ def write_orbax(
     overwrite: bool = False,
     finish: Callable[[Record], Record] = lambda record: record,
 ) -> Record:
-    """As `write_safetensors`, into an orbax folder. Needs orbax and memory for the whole tree.
+    """As `write_safetensors`, into an orbax folder. Needs orbax, and memory for a few tensors at a time.
 
+    All tensors are read twice: what the record says of them is written before they are.
     A folder that exists is replaced only if it is an orbax checkpoint, whatever `overwrite` says.
     """
     orbax()
     refuse_to_lose(Path(path), unless=MARK)
     with whole_or_nothing(Path(path).absolute(), overwrite=overwrite) as temporary:
-        return _write(temporary, path, tensors, record, finish)
-
-
-def _write(
-    path: Path, shown: Any, tensors: Mapping[str, Tensor], record: Record, finish: Callable[[Record], Record]
-) -> Record:
-    """Write a new folder, with memory for the whole tree, and return its record. shown: what errors call it."""
-    from flax.traverse_util import unflatten_dict
-
-    arrays, lines = {}, {}
-    for name, tensor in tensors.items():
-        data = b"".join(map(bytes, tensor.chunks()))  # copied: a chunk may be overwritten by the next
-        lines[name] = tensor.dtype, tensor.shape, hashlib.sha256(data).hexdigest()
-        arrays[name] = _from_bytes(data, tensor)
-    record = finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest(lines)))
-    with orbax().StandardCheckpointer() as checkpointer:
-        try:
-            checkpointer.save(path, unflatten_dict(arrays, sep="/"), custom_metadata={KEY: record.to_json()})
-            checkpointer.wait_until_finished()
-        except (OSError, ValueError) as error:  # tensorstore's, with the disk's reason at its end
-            reason = " ".join(str(error).split())[-150:]
-            raise CheckpointError(f"{shown}: orbax could not write it (... {reason})") from error
+        lines = {}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for name, sha256 in zip(tensors, pool.map(_sha256, tensors.values()), strict=True):
+                lines[name] = tensors[name].dtype, tensors[name].shape, sha256
+        record = finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=tensors_digest(lines)))
+        _save(temporary, path, tensors, record)
     return record
 
 
-def _from_bytes(data: bytes, tensor: Tensor) -> "np.ndarray":
-    import numpy as np
+def _sha256(tensor: Tensor) -> str:
+    sha = hashlib.sha256()
+    for chunk in tensor.chunks():
+        sha.update(chunk)
+    return sha.hexdigest()
 
-    return np.frombuffer(data, DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
+
+def _save(path: Path, shown: Any, tensors: Mapping[str, Tensor], record: Record):
+    """Write a new folder. shown: what errors call it."""
+    from flax.traverse_util import unflatten_dict
+
+    leaves = unflatten_dict({name: _Leaf(tensor) for name, tensor in tensors.items()}, sep="/")
+    ocp = orbax()
+    types = ocp.type_handlers.create_type_handler_registry((_Leaf, _streaming()))
+    with _silently(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=types)) as checkpointer:
+        try:
+            checkpointer.save(path, ocp.args.PyTreeSave(leaves), custom_metadata={KEY: record.to_json()})
+        except (OSError, ValueError) as error:  # tensorstore's, with the disk's reason at its end
+            reason = " ".join(str(error).split())[-150:]
+            raise CheckpointError(f"{shown}: orbax could not write it (... {reason})") from error
+
+
+class _Leaf:
+    """A tensor that orbax shall write, which is read when its turn comes. What orbax asks of an array, it has."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.shape, self.dtype = tensor, tensor.shape, DTYPES[tensor.dtype].numpy
+        self.ndim, self.size, self.nbytes = len(tensor.shape), math.prod(tensor.shape), tensor.nbytes
+
+    def array(self) -> "np.ndarray":
+        import numpy as np
+
+        data, at = bytearray(self.nbytes), 0
+        for chunk in self.tensor.chunks():
+            data[at : at + len(chunk)] = chunk
+            at += len(chunk)
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
+
+
+def _streaming() -> Any:
+    """What writes leaves as orbax writes numpy's arrays, but not all at once."""
+    ocp: Any = orbax()
+
+    class Streaming(ocp.type_handlers.NumpyHandler):
+        async def serialize(self, values, infos, args=None):
+            room, args = asyncio.Semaphore(THREADS), args or [ocp.SaveArgs()] * len(values)
+
+            async def write(leaf, *about):
+                async with room:
+                    array = await asyncio.to_thread(leaf.array)
+                    for future in await super(Streaming, self).serialize([array], *([each] for each in about)):
+                        await asyncio.to_thread(future.result)
+
+            await asyncio.gather(*map(write, values, infos, args))
+            return []
+
+    return Streaming(deepcopy_host_arrays=False)
 
 
 def orbax():

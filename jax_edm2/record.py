@@ -20,8 +20,8 @@ from jax_edm2.settings import Settings
 KEY = "edm2"
 FORMAT = 1
 CHECK = "record_digest"  # the sha256 of the record without it
-LATER = {"code", "not_finite", "fine_tuned_from", "average"}  # fields that records of before lack
-OPTIONAL = ("fine_tuned_from", "average")  # fields that are not written where there is nothing in them
+LATER = {"code", "not_finite", "fine_tuned_from", "average", "training", "assumed"}  # that records of before lack
+OPTIONAL = ("fine_tuned_from", "average", "training", "assumed")  # that are not written where there is nothing in them
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MOST_BYTES = 2**18  # of a record's JSON; real ones have 1,500
 
@@ -67,6 +67,19 @@ class Average:
     condition: float  # of the profiles' correlations: how many times larger rounding errors become
 
     MOST: ClassVar[int] = 1024  # snapshots
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a training stands, beside its tensors: Adam's settings, and how far it has come."""
+
+    images: int  # that it has seen
+    steps: int  # that Adam has taken
+    seconds: float  # that it has taken
+    learning_rate: float  # of the last step
+    betas: tuple[float, ...]
+    eps: float
+    stds: tuple[float, ...]  # relative standard deviations of the averages
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,8 @@ class Record:
     source: Source | None = None  # of these very weights
     fine_tuned_from: Ancestor | None = None  # where they are no longer what the source had; else it is not written
     average: Average | None = None  # of a post-hoc EMA; else it is not written
+    training: Training | None = None  # of a training state, whose tree holds more than a network; likewise
+    assumed: tuple[str, ...] | None = None  # of the configuration and encoder, what no file said; likewise
     code: Code | None = None  # None in records of before it was looked at
     encoder: Encoder | None = None
     loss: Loss | None = None
@@ -182,6 +197,8 @@ class Record:
             for name, kind in _PARTS.items():
                 if fields.get(name) is not None:
                     fields[name] = _part(name, fields[name], kind)
+            if isinstance(fields.get("assumed"), list):
+                fields["assumed"] = tuple(fields["assumed"])
             return cls(**fields)
         except (strict_json.JSONError, ConfigError, _FieldError) as error:
             raise RecordError(f"{what}: {error}") from error
@@ -196,6 +213,7 @@ _PARTS: dict[str, type] = {
     "source": Source,
     "fine_tuned_from": Ancestor,
     "average": Average,
+    "training": Training,
     "code": Code,
     "encoder": Encoder,
     "loss": Loss,
@@ -297,6 +315,15 @@ _RULES: dict[type, dict[str, Any]] = {
         "coefficients": _Numbers(0, 1e12, optional=False),
         "condition": _Number(1, 1e300),
     },
+    Training: {
+        "images": _Number(0, 10**12, integer=True),
+        "steps": _Number(0, 2**31 - 1, integer=True),
+        "seconds": _Number(0, 1e12),
+        "learning_rate": _Number(0, 1e6),
+        "betas": _Numbers(0, 1, optional=False, longest=2),
+        "eps": _Number(0, 1),
+        "stds": _Numbers(0, 1, optional=False, longest=64),
+    },
     Code: {
         "sha256": _HASH,
         "known": _Text(Code.LONGEST, optional=True),
@@ -322,6 +349,7 @@ _RULES: dict[type, dict[str, Any]] = {
         "dtype": _Text(64, f"(({_DTYPES})([+]({_DTYPES}))*)?", what="the name of a dtype, or several joined by '+'"),
         "digest": _Text(128),
         "not_finite": _Number(0, 2**53, integer=True, optional=True),
+        "assumed": _Texts(64, 256, optional=True),
         "license": _Text(256, optional=True),
         "converter": _Text(64),
         "format": _Number(FORMAT, FORMAT, integer=True),

@@ -48,7 +48,8 @@ class SafetensorsCheckpoint:
         except BaseException:
             self._file.close()
             raise
-        self.shapes = {name: entry.shape for name, entry in self._file.entries.items()}
+        self.entries = self._file.entries
+        self.shapes = {name: entry.shape for name, entry in self.entries.items()}
 
     def variables(self, dtype: Any, where: "Placement", digest: Digest | None) -> "dict[str, jax.Array]":
         """All variables by path, as `dtype` (None: as stored), on the devices of `where`; hashed into `digest`.
@@ -67,6 +68,10 @@ class SafetensorsCheckpoint:
             digest.add(name, str(array.dtype), array.shape, sha256)
             found[name] = put(name, array)
         return found
+
+    @property
+    def descriptor(self) -> int:
+        return self._file.descriptor
 
     def close(self):
         self._file.close()

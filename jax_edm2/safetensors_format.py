@@ -60,12 +60,12 @@ class File:
     def __init__(self, path: str | os.PathLike):
         """Raises: FormatError, OSError."""
         # A FIFO must not block.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            status = os.fstat(self._descriptor)
+            status = os.fstat(self.descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FormatError("is no safetensors file (no regular file at all)")
-            self.metadata, self.entries = _header(self._descriptor, status.st_size)
+            self.metadata, self.entries = _header(self.descriptor, status.st_size)
         except BaseException:
             self.close()
             raise
@@ -79,7 +79,7 @@ class File:
 
         entry = self.entries[name]
         count = math.prod(entry.shape)
-        with open(self._descriptor, "rb", closefd=False) as file:
+        with open(self.descriptor, "rb", closefd=False) as file:
             file.seek(entry.offset)
             array = np.fromfile(file, CODES[entry.dtype].numpy, count)
         if array.size < count:
@@ -110,7 +110,7 @@ class File:
         data = store[start : start + entry.nbytes]
         view, done = data.data, 0
         while done < entry.nbytes:
-            count = os.preadv(self._descriptor, [view[done : done + PIECE]], entry.offset + done)
+            count = os.preadv(self.descriptor, [view[done : done + PIECE]], entry.offset + done)
             if count == 0:
                 raise FormatError(_SHORTER.format(name=name))
             sha.update(view[done : done + count])
@@ -118,7 +118,7 @@ class File:
         return name, data.view(CODES[entry.dtype].numpy).reshape(entry.shape), sha.hexdigest()
 
     def close(self):
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
     def __enter__(self) -> Self:
         return self

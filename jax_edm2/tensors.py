@@ -70,6 +70,23 @@ class Digest:
             )
 
 
+def hashed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Digest]:
+    """The same tensors, and what will be their digest when the chunks of all have been read."""
+    digest = Digest()
+
+    def watched(name: str, tensor: Tensor) -> Tensor:
+        def chunks():
+            sha = hashlib.sha256()
+            for chunk in tensor.chunks():
+                sha.update(chunk)
+                yield chunk
+            digest.add(name, tensor.dtype, tensor.shape, sha.hexdigest())
+
+        return Tensor(tensor.dtype, tensor.shape, chunks)
+
+    return {name: watched(name, tensor) for name, tensor in tensors.items()}, digest
+
+
 def check_digest(path: Any, record: Record):
     """Is there a digest that tensors can be held to? Raises: CheckpointError."""
     if not DIGEST.fullmatch(record.digest):

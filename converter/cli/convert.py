@@ -9,12 +9,11 @@ from pathlib import Path
 import click
 
 from jax_edm2 import __version__
-from jax_edm2.checkpoint import WRITERS
 from jax_edm2.strict_json import dumps
 
 from .. import presets
 from ..conversion import ConversionRequest, Converted, StoredTensor, fetch_and_convert
-from ..convert import DTYPES
+from ..convert import DTYPES, FORMATS
 from ..progress import Advance
 from ..sources import Fetching
 from .cache import cache
@@ -33,6 +32,8 @@ Examples:
   edm2-convert golden/digits.pkl golden/digits-guide.pkl
   edm2-convert golden/digits.pkl -o digits --format orbax --dtype float32
   edm2-convert golden/digits.pkl --dry-run
+  edm2-convert digits.safetensors -o back.pkl
+  edm2-convert training-state-0134217.pt --weights ema-0.100
 
 \b
 What a file is, and whether it is sound (snapshots, checkpoints, truths):
@@ -61,10 +62,22 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(list(WRITERS)),
-    default="safetensors",
-    show_default=True,
-    help="One file, or an orbax folder (needs orbax, and memory for all tensors).",
+    type=click.Choice(list(FORMATS)),
+    help="A safetensors file, an orbax folder (needs orbax), a snapshot for NVlabs' tools (pkl), or its training state "
+    "(pt).  [default: what --output ends in; else safetensors, or orbax for all of a training state]",
+)
+@click.option(
+    "--like",
+    metavar="PKL",
+    type=click.Path(path_type=Path),
+    help="Write a copy of this snapshot with SOURCE's values: same values, same bytes.",
+)
+@click.option("--weights", metavar="net|ema-STD", help="Which network of a training state; all of it by default.")
+@click.option(
+    "--config-from",
+    metavar="FILE|NAME",
+    help="What a training state's network is configured like.  [default: training_options.json beside it, or the "
+    "tensors' shapes]",
 )
 @click.option(
     "--dtype",
@@ -79,12 +92,14 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_convert(
-    sources, output, format_, dtype, preset, sha256, cache_dir, offline, timeout, list_presets, dry_run, force, json_
-):
-    """Turn NVlabs EDM2 snapshots (SOURCE: .pkl files or URLs; or a --preset) into checkpoints for JAX.
+    sources, output, format_, like, weights, config_from, dtype, preset, sha256, cache_dir, offline, timeout,
+    list_presets, dry_run, force, json_,
+):  # fmt: skip
+    """Turn NVlabs EDM2 snapshots (SOURCE: .pkl files or URLs; or a --preset) into checkpoints for JAX, and back.
 
-    Nothing in the snapshot is executed. Values that are NaN or infinite are kept, with a warning. A guided preset gives
-    two checkpoints, its network's and its guide's. Load the result with jax_edm2.load(OUTPUT).
+    SOURCE may also be a training state (.pt, or a folder of this command's), or a checkpoint. Nothing in it is
+    executed. Values that are NaN or infinite are kept, with a warning. A guided preset gives two checkpoints, its
+    network's and its guide's. Load a checkpoint with jax_edm2.load(OUTPUT).
     """
     if list_presets:
         _list_presets(json_)
@@ -97,8 +112,9 @@ def edm2_convert(
     found = []
     for source in sources or (None,):
         request = ConversionRequest(
-            source, preset, output, format=format_, dtype=dtype, dry_run=dry_run, force=force, fetching=fetching
-        )
+            source, preset, output, format=format_, dtype=dtype, weights=weights, config_from=config_from, like=like,
+            dry_run=dry_run, force=force, fetching=fetching,
+        )  # fmt: skip
         conversion = fetch_and_convert(request, warn=_warn, progress=_progress_bar)
         found.append(conversion.to_json())
         if json_:
@@ -142,6 +158,8 @@ def _progress_bar(name: str, total: int) -> Iterator[Advance]:
 def _show(report: Converted):
     record = report.metadata
     what = f"{len(report.tensors)} tensors, {report.parameters / 1e6:.1f} M parameters, {report.bytes / 1e6:.1f} MB"
+    if report.output is None:
+        what += f", {report.gflops:.3g} Gflops for an image"
     if report.output is None:
         for line in _tree_lines(report.tensors):
             say(line)

@@ -28,6 +28,7 @@ from .torch_legacy import (
 EASY_DICT = Global("dnnlib.util", "EasyDict")
 MODULE_DICT = Global("torch.nn.modules.container", "ModuleDict")
 NDARRAY = Global("numpy", "ndarray")
+RECONSTRUCT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")
 
 MAX_RANGE = 64  # of a `range` among constructor arguments
 
@@ -211,7 +212,7 @@ def _check_array(array: ArrayRecord, order):
 _CODES = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}
 
 _CALLS: dict[Global, Callable[..., Any]] = {
-    Global("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
+    RECONSTRUCT: _persistent_object,
     Global("collections", "OrderedDict"): _empty_dict,
     Global("builtins", "set"): _empty_set,
     Global("builtins", "range"): _range,

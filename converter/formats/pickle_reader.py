@@ -68,7 +68,7 @@ class Interpreter:
     builds: what BUILD may fill in, by type of record.
     newobj: globals that NEWOBJ may instantiate; dicts: those of them whose instances SETITEM may fill.
     persistent: what BINPERSID does; None refuses it.
-    protocols: those that are read. window: how many bytes are read at a time.
+    protocols: those that are read. keys: types of dictionaries' keys. window: how many bytes are read at a time.
 
     What has once been fetched from the memo is never changed again: whoever holds it has seen all of it. (Python's
     own unpickler shares what is changed later with some holders and not with others.)
@@ -88,6 +88,7 @@ class Interpreter:
         persistent: Callable | None = None,
         budget: Budget | None = None,
         protocols: tuple[int, ...] = (3, 4, 5),
+        keys: tuple[type, ...] = (str,),
         window: int = 64 * 1024,
     ):
         self.file = file
@@ -103,7 +104,7 @@ class Interpreter:
         self.memo: dict[int, Any] = {}
         self.shared: dict[int, Any] = {}  # by identity: containers and records that were fetched from the memo
         self.budget = budget or Budget()
-        self.protocols = protocols
+        self.protocols, self.keys = protocols, keys
         self.frame_end: int | None = None
         self.window_size = window
         self.window, self.window_start, self.window_end = b"", offset, offset
@@ -296,10 +297,10 @@ class Interpreter:
                 target.state = {}
             target = target.state
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str):
+            if type(key) not in self.keys:
                 raise PickleError(f"a dictionary has a key of type {type(key).__name__}; snapshots have text only")
             if key in target:
-                raise PickleError(f"a dictionary has the key {_printable(key)} twice")
+                raise PickleError(f"a dictionary has the key {_printable(str(key))} twice")
             target[key] = value
 
     def reduce(self):

@@ -15,6 +15,7 @@ from jax_edm2.messages import brief
 
 from .file import ByteRange, File, PickleError
 from .pickle_reader import Budget, Global, Interpreter
+from .pickle_writer import PersistentId, PickleWriter
 
 STORAGE_TYPES = {
     Global("torch", "HalfStorage"): "float16",
@@ -40,6 +41,7 @@ class Storage:
     dtype: str  # numpy's name
     numel: int
     data: ByteRange
+    crc: int | None = None  # CRC-32 of its bytes, where the file has one
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class TensorRecord:
     shape: tuple[int, ...]
     data: ByteRange
     order: tuple[int, ...]
+    crc: int | None = None  # CRC-32 of its bytes, where the file has one
 
     @property
     def is_c_ordered(self) -> bool:
@@ -121,7 +124,7 @@ def tensor(_file: File, storage, offset, shape, stride, requires_grad, hooks, *m
         )
     for order in (tuple(range(len(shape))), CHANNELS_LAST):
         if len(order) == len(shape) and _is_dense(shape, stride, order):
-            return TensorRecord(storage.dtype, shape, storage.data, order)
+            return TensorRecord(storage.dtype, shape, storage.data, order, storage.crc)
     raise PickleError(f"a tensor of shape {list(shape)} is not contiguous (stride {list(stride)})")
 
 
@@ -139,6 +142,23 @@ def parameter(_file: File, tensor, requires_grad, hooks) -> TensorRecord:
     if not isinstance(tensor, TensorRecord) or type(requires_grad) is not bool or hooks != {}:
         raise PickleError("a parameter is not a plain tensor, or has hooks")
     return tensor
+
+
+def header(dtype: str, numel: int, key: str) -> bytes:
+    """What stands before the elements in the stream of a storage, as `storage` reads it."""
+    kind = next(kind for kind, name in STORAGE_TYPES.items() if name == dtype)
+    sizes = {"short": 2, "int": 4, "long": 4}
+    system = {"protocol_version": TORCH_PROTOCOL, "little_endian": True, "type_sizes": sizes}
+    storage = PersistentId(("storage", kind, key, "cpu", numel, None))
+    data = bytearray()
+    for value in (TORCH_MAGIC, TORCH_PROTOCOL, system, storage, [key]):
+        PickleWriter(data.extend, 2).dump(value)
+    return bytes(data) + struct.pack("<q", numel)
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a tensor in C's order, as torch has them."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def is_count(value: Any) -> bool:

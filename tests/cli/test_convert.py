@@ -60,7 +60,7 @@ def test_dry_run_prints_and_writes_nothing(digits_pkl, tmp_path):
     assert sum(line.startswith(("params/", "constants/")) for line in lines) == 63
     assert any(line.split() == [PATH, "32x32x3x3", "float16", "18,432"] for line in lines)
     assert '"kind": "StandardRGBEncoder"' in result.stdout
-    assert lines[-1] == "63 tensors, 0.7 M parameters, 1.4 MB; nothing written"
+    assert lines[-1] == "63 tensors, 0.7 M parameters, 1.4 MB, 0.0215 Gflops for an image; nothing written"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +147,7 @@ def test_orbax(digits_pkl, tmp_path):
 
 def test_errors_are_one_line_and_leave_nothing(digits_pkl, tmp_path):
     fails(tmp_path / "absent.pkl", text="there is no such file", cwd=tmp_path)
-    fails(tmp_path, text="is a directory", cwd=tmp_path)
+    fails(tmp_path, text="is no orbax checkpoint of this project", cwd=tmp_path)
     fails(text="give a SOURCE", cwd=tmp_path)
     fails(digits_pkl, "--dtype", "int8", text="'int8' is not one of", cwd=tmp_path)
     fails(digits_pkl, "--no-such-option", text="No such option", cwd=tmp_path)
@@ -155,7 +155,7 @@ def test_errors_are_one_line_and_leave_nothing(digits_pkl, tmp_path):
     assert list(tmp_path.iterdir()) == []
     copy = tmp_path / "copy.pkl"
     copy.write_bytes(digits_pkl.read_bytes())
-    fails(copy, "-o", copy, "--force", text="is the snapshot itself", cwd=tmp_path)
+    fails(copy, "-o", copy, "--force", text="is the file that is read", cwd=tmp_path)
     target = tmp_path / "x.safetensors"
     target.write_text("precious")
     fails(copy, "-o", target, text="exists; use --force to replace it", cwd=tmp_path)

@@ -76,7 +76,7 @@ def test_the_input_is_looked_at_before_the_output(digits_pkl, tmp_path):
     copy.write_bytes(digits_pkl.read_bytes())
     there.write_bytes(b"")
     CONVERT.fails(tmp_path / "nothing.pkl", "-o", there, text="nothing.pkl")
-    CONVERT.fails(copy, "-o", copy, "--force", text="is the snapshot itself: choose another --output")
+    CONVERT.fails(copy, "-o", copy, "--force", text="is the file that is read: choose another --output")
     assert copy.read_bytes() == digits_pkl.read_bytes()
     CONVERT.fails(copy, "-o", there, text="exists; use --force to replace it")
 

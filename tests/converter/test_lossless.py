@@ -48,7 +48,7 @@ def with_ordered_dicts(net):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Most tensors here are read in many pieces, as large ones are."""
-    monkeypatch.setattr("converter.snapshot.CHUNK", 96)
+    monkeypatch.setattr("converter.weights.CHUNK", 96)
 
 
 @settings(max_examples=60)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jax_edm2.converter import snapshot as snapshot_module
+from jax_edm2.converter import weights
 from jax_edm2.converter.errors import ConverterError
 from jax_edm2.converter.snapshot import SnapshotError, read_snapshot
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
@@ -41,7 +42,7 @@ def message(path):
 
 
 def test_everything_of_a_snapshot(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot_module, "CHUNK", 100)
+    monkeypatch.setattr(weights, "CHUNK", 100)
     path = tmp_path / "edm2-img64-s-1073741-0.075.pkl"
     write_snapshot(path, net, encoder=StabilityVAEEncoder(), loss_fn=EDM2Loss(-0.8, 1.6))
     with read_snapshot(path) as snapshot:
