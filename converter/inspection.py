@@ -1,4 +1,4 @@
-"""What a file is, and whether it is sound: a snapshot, a checkpoint or a truth."""
+"""What a file is, and whether it is sound: a snapshot, a checkpoint, a training state or a truth."""
 
 import json
 import math
@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jax_edm2.checkpoint import load, read_record
+from jax_edm2.checkpoint import read_record
 from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.dtypes import not_finite
 from jax_edm2.record import CHECK, Record
 
+from .checkpoint_weights import CheckpointWeights
 from .downloads.cache import sha256 as file_sha256
+from .flops import paper_flops
 from .networks import record_of
-from .opening import is_checkpoint
-from .snapshot import read_snapshot
+from .opening import is_checkpoint, open_weights
+from .training_state import TrainingState
 from .verify.truth import Truth
 
-SNAPSHOT, CHECKPOINT, TRUTH = "snapshot", "checkpoint", "truth"
+SNAPSHOT, CHECKPOINT, TRAINING, TRUTH = "snapshot", "checkpoint", "training state", "truth"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """kind: SNAPSHOT, CHECKPOINT or TRUTH. about: what it says of itself, as JSON."""
+    """kind: SNAPSHOT, CHECKPOINT, TRAINING or TRUTH. about: what it says of itself, as JSON."""
 
     path: Path
     kind: str
@@ -57,52 +59,45 @@ class Soundness:
         return {"path": str(self.path), "kind": self.kind, **fields}
 
 
-def kind_of(path: Path) -> str:
-    """By its name; a snapshot if that says nothing."""
-    return CHECKPOINT if is_checkpoint(path) else TRUTH if path.suffix == ".npz" else SNAPSHOT
-
-
 def inspect(path: Path) -> Inspection:
     """Nothing but what a file says of itself is read. Raises: ConverterError, CheckpointError, OSError."""
-    kind = kind_of(path)
-    if kind == CHECKPOINT:
-        return Inspection(path, kind, _about(read_record(path)))
-    if kind == TRUTH:
+    if path.suffix == ".npz":
         with Truth(path) as truth:
             facts = truth.facts
             names = ("snapshot", "reference", "environment", "seconds")
             about = {"plan": vars(facts.plan), **{name: getattr(facts, name) for name in names}}
-            return Inspection(path, kind, {**about, "config": facts.config.to_json()})
-    with read_snapshot(path) as snapshot:
-        about = _about(record_of(snapshot))
-        return Inspection(path, kind, {**about, "source": {**about["source"], "sha256": file_sha256(path)}})
+            return Inspection(path, TRUTH, {**about, "config": facts.config.to_json()})
+    if is_checkpoint(path):
+        record = read_record(path)
+        return Inspection(path, CHECKPOINT if record.training is None else TRAINING, _about(record))
+    with open_weights(path) as weights:
+        about = _about(record_of(weights))
+    kind = TRAINING if isinstance(weights, TrainingState) else SNAPSHOT
+    return Inspection(path, kind, {**about, "source": {**about["source"], "sha256": file_sha256(path)}})
 
 
 def check(path: Path) -> Soundness:
     """All of it is read, and held to what it should be. Raises: as `inspect`, for what is broken or altered."""
     import numpy as np
-    from flax.traverse_util import flatten_dict
 
-    kind = kind_of(path)
-    if kind == TRUTH:
+    if path.suffix == ".npz":
         with Truth(path) as truth:
             counts = {name: not_finite(np.asarray(truth[name])) for name in truth.names}
-        return Soundness(path, kind, len(counts), None, {name: count for name, count in counts.items() if count})
-    if kind == CHECKPOINT:
-        record = read_record(path)
-        leaves = flatten_dict(load(path)[1], sep="/")
-        counts = {name: not_finite(np.asarray(leaf)) for name, leaf in leaves.items()}
-    else:
-        with read_snapshot(path) as snapshot:
-            record = record_of(snapshot)
-            counts = {name: not_finite(snapshot.read(name)) for name in snapshot.tensors}
-    return Soundness(path, kind, len(counts), record.digest, {name: count for name, count in counts.items() if count})
+        return Soundness(path, TRUTH, len(counts), None, {name: count for name, count in counts.items() if count})
+    found: dict[str, int] = {}
+    with open_weights(path) as weights:
+        record = record_of(weights, not_finite=found)
+        if isinstance(weights, CheckpointWeights):
+            weights.check()
+            found = {weights.tree_path(name): count for name, count in found.items()}
+    network = CHECKPOINT if isinstance(weights, CheckpointWeights) else SNAPSHOT
+    return Soundness(path, TRAINING if record.training else network, len(weights.tensors), record.digest, found)
 
 
 def _about(record: Record) -> dict[str, Any]:
     fields = json.loads(record.to_json())
     del fields[CHECK]
-    return {**fields, "parameters": _parameters(record.config)}
+    return {**fields, "parameters": _parameters(record.config), "gflops": paper_flops(record.config) / 1e9}
 
 
 def _parameters(config: EDM2Config) -> int:

@@ -13,7 +13,8 @@ from jax_edm2.tensors import stored_dtype
 from .convert import checkpoint_tensors, describe
 from .names import jax_path
 from .opening import is_checkpoint
-from .snapshot import Snapshot, read_snapshot
+from .snapshot import read_snapshot
+from .weights import Weights
 
 if TYPE_CHECKING:
     from jax_edm2.network import Precond
@@ -51,7 +52,7 @@ def load_network(
         return LoadedNetwork(name, net, in_memory(snapshot, dtype, sharding), record)
 
 
-def in_memory(snapshot: Snapshot, dtype: Any = "float32", sharding: Any = None) -> dict:
+def in_memory(snapshot: Weights, dtype: Any = "float32", sharding: Any = None) -> dict:
     """The variables that `load` would give of `snapshot`'s checkpoint; dtype None is as stored."""
     import jax
     from flax.traverse_util import unflatten_dict
@@ -68,12 +69,13 @@ def in_memory(snapshot: Snapshot, dtype: Any = "float32", sharding: Any = None) 
     return unflatten_dict({path: put(path, name) for path, name in names.items()}, sep="/")
 
 
-def record_of(snapshot: Snapshot, name: str | None = None) -> Record:
+def record_of(snapshot: Weights, name: str | None = None, not_finite: dict[str, int] | None = None) -> Record:
     """The record that `snapshot`'s checkpoint would have, with its digest, but for the hash of the snapshot's file.
 
-    name: the file's name or URL, if its path is not what it is known by.
+    name: the file's name or URL, if its path is not what it is known by. not_finite: gets the tensors that have values
+    that are NaN or infinite, and how many.
     """
-    not_finite: dict[str, int] = {}
+    not_finite = {} if not_finite is None else not_finite
     tensors, lines = checkpoint_tensors(snapshot, not_finite=not_finite), {}
     for path, tensor in tensors.items():
         sha = hashlib.sha256()

@@ -65,6 +65,15 @@ def open_network(path: Path, part: str | None = None, config_from: str | None = 
     return found
 
 
+def open_side(path: Path, part: str | None = None, config_from: str | None = None) -> Weights:
+    """Likewise, where the choice is for whichever of several files is a training state."""
+    whole = open_weights(path, config_from=config_from if not is_checkpoint(path) and is_training_state(path) else None)
+    if not parts(whole):
+        return whole
+    whole.close()
+    return open_network(path, part, config_from)
+
+
 def parts(weights: Weights) -> tuple[str, ...]:
     """The networks of a training state; none of anything else."""
     if isinstance(weights, TrainingState):

@@ -18,7 +18,7 @@ from ..progress import Advance
 from ..sources import Fetching
 from .cache import cache
 from .files import check, inspect
-from .options import SETTINGS, source_options
+from .options import SETTINGS, source_options, state_options
 from .run import HINT, NOTE, run, say
 from .subcommands import SourceOrCommand
 
@@ -72,13 +72,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
     type=click.Path(path_type=Path),
     help="Write a copy of this snapshot with SOURCE's values: same values, same bytes.",
 )
-@click.option("--weights", metavar="net|ema-STD", help="Which network of a training state; all of it by default.")
-@click.option(
-    "--config-from",
-    metavar="FILE|NAME",
-    help="What a training state's network is configured like.  [default: training_options.json beside it, or the "
-    "tensors' shapes]",
-)
+@state_options
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),

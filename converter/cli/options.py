@@ -45,6 +45,20 @@ def device_option(text: str) -> Callable:
     return click.option("--device", type=Device(), default="auto", show_default=True, help=text)
 
 
+def state_options(command: Callable) -> Callable:
+    """Adds --weights and --config-from, which are about training states."""
+    weights = click.option(
+        "--weights", metavar="net|ema-STD", help="Which network of a training state (.pt, or a folder made of it)."
+    )
+    config_from = click.option(
+        "--config-from",
+        metavar="FILE|NAME",
+        help="What a training state's network is configured like.  [default: training_options.json beside it says, or "
+        "the tensors' shapes do]",
+    )
+    return weights(config_from(command))
+
+
 def source_options(command: Callable) -> Callable:
     """Adds --preset, --sha256, --cache-dir, --offline and --timeout to a command."""
     for option in reversed(

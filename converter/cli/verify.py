@@ -16,6 +16,8 @@ from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
 
 from ..devices import start
+from ..opening import open_side
+from ..snapshot import Snapshot, read_snapshot
 from ..sources import Fetching, Location, locate
 from ..verify import oracle_process
 from ..verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
@@ -25,7 +27,8 @@ from ..verify.precision import PRECISIONS
 from ..verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
 from ..verify.run import verify
 from ..verify.source import Source
-from .options import SETTINGS, device_option, source_options
+from ..weights import Weights
+from .options import SETTINGS, device_option, source_options, state_options
 from .run import BAD, GOOD, NOTE, PLAIN, run, say
 from .seeds import Seeds
 
@@ -86,8 +89,9 @@ class Checks(click.ParamType):
 @click.argument("snapshot", required=False)
 @source_options
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="Converted checkpoint.  [default: converts in memory]"
+    "--checkpoint", type=click.Path(path_type=Path), help="What JAX loads.  [default: converts SNAPSHOT in memory]"
 )
+@state_options
 @device_option("Of JAX. PyTorch uses CUDA beside a GPU, else the CPU; the truth is always computed on the CPU.")
 @click.option(
     "--precision",
@@ -158,12 +162,13 @@ class Checks(click.ParamType):
 @click.version_option(__version__)
 @click.pass_context
 def edm2_verify(
-    context, snapshot, checkpoint, device, precision, checks, seeds, sigmas, batch, steps, reference,
-    trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout, truth, golden, sweep,
-    report, force, json_,
+    context, snapshot, checkpoint, weights, config_from, device, precision, checks, seeds, sigmas, batch, steps,
+    reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout, truth, golden,
+    sweep, report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
+    SNAPSHOT and --checkpoint may each be any file of a network's: a snapshot, a training state, or a checkpoint.
     Compares parameters, every operation of the forward pass, gradients and one training step, and a sampling
     trajectory with PyTorch in float64, and judges JAX by PyTorch's own error in the same precision.
     """
@@ -175,22 +180,29 @@ def edm2_verify(
         return _golden(FOLDER if str(golden) == OURS else golden, device, report, json_)
     fetching = Fetching(sha256, cache_dir, offline, timeout)
     if show_source:
-        _show_source(Source.of(fetching.bring(locate(snapshot, preset)[0])), json_)
+        with read_snapshot(fetching.bring(locate(snapshot, preset)[0])) as opened:
+            _show_source(Source.of(opened), json_)
         return 0
     if sweep and "throughput" not in checks:
         checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
     location = locate(snapshot, preset)[0] if snapshot or preset else None
     _check_usage(context, location, checks)
     path = fetching.bring(location) if location else None  # when everything else is known to be right
+    if path is not None:
+        with open_side(path, weights, config_from) as opened:
+            config = opened.config
+            _about_source(opened, reference)
     if truth is not None:
-        request: Request = FromTruth(truth, checkpoint, path, device, sweep)
+        request: Request = FromTruth(
+            truth, checkpoint, path, device, sweep, weights=weights, config_from=config_from
+        )  # fmt: skip
     else:
         assert path is not None
         of_torch = torch_device(device)
-        plan = Plan(checks, seeds, sigmas, batch, steps or usual_steps(path, of_torch), precision)
-        request = FromSnapshot(path, plan, reference, checkpoint, device, of_torch, sweep)
-    if path is not None:
-        _about_source(Source.of(path), reference)
+        plan = Plan(checks, seeds, sigmas, batch, steps or usual_steps(config, of_torch), precision)
+        request = FromSnapshot(
+            path, plan, reference, checkpoint, device, of_torch, sweep, weights=weights, config_from=config_from
+        )
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
     if save_truth is not None and isinstance(request, FromSnapshot):
@@ -234,13 +246,15 @@ def _check_usage(context, location: Location | None, checks: tuple[str, ...]):
             "--reference embedded executes the Python source inside the snapshot; add --trust-embedded-code if you "
             "trust where the file came from"
         )
-    if location is not None and Path(location.text).suffix == ".safetensors":
-        shown = Location(str(Path(location.text))).name
-        raise click.UsageError(f"{shown} is a checkpoint: name it with --checkpoint, beside the snapshot")
 
 
-def _about_source(source: Source, reference: str):
+def _about_source(weights: Weights, reference: str):
     """Say what will be executed before it is, or that what the snapshot carries is not known and will not be."""
+    if not isinstance(weights, Snapshot):
+        if reference == "embedded":
+            raise click.UsageError(f"{weights.path} carries no source of its network: leave --reference embedded out")
+        return
+    source = Source.of(weights)
     if reference == "embedded":
         say(source.before_execution(), err=True)
     elif line := source.warning():

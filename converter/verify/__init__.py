@@ -7,5 +7,5 @@ recorded before, `throughput` says how fast both frameworks are. What edm2-verif
     run.verify(request)                        a `request` FromSnapshot or FromTruth; the Outcome
     oracle_process.save_truth(request, path)   what PyTorch computes, for another machine
     golden.check.hold_to(paths)                the Outcomes of goldens
-    source.Source.of(path)                     the source that a snapshot carries
+    source.Source.of(snapshot)                 the source that a snapshot carries
 """

@@ -170,6 +170,9 @@ def _config(fields: Any, tensors: Any) -> EDM2Config:
     return config
 
 
+NO_SOURCE = "none"  # of what carries no source of its network
+
+
 def _snapshot(found: Any):
     details(found, "snapshot", ("name", "source"))
     if "sha256" not in found:

@@ -14,7 +14,7 @@ from jax_edm2.files import whole_or_nothing
 
 from .. import processes
 from ..errors import ProcessFailed
-from ..snapshot import read_snapshot
+from ..opening import open_side
 from .cases import Plan
 from .request import FromSnapshot, VerifyError
 from .taps import DENOISED, EMBEDDING, LOG_VARIANCE, tap_sizes
@@ -47,7 +47,13 @@ def make_truth(request: FromSnapshot, output: Path, meanwhile: Callable[[], None
     """
     _check_room(request, output.parent)
     snapshot, truth = map(os.path.abspath, (request.snapshot, output))  # it may run elsewhere
-    job = Job(snapshot, truth, request.plan, request.reference, request.torch_device, request.held)
+    config_from = request.config_from
+    if config_from is not None and os.path.exists(config_from):
+        config_from = os.path.abspath(config_from)
+    job = Job(
+        snapshot, truth, request.plan, request.reference, request.torch_device, request.held, request.weights,
+        config_from,
+    )  # fmt: skip
     with _oracle(request.reference) as process:
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # type: ignore[union-attr]
             pipe.write(job.to_json())  # whoever has died by now has an exit code
@@ -96,7 +102,7 @@ def truth_bytes(config: EDM2Config, plan: Plan) -> int:
 
 def _check_room(request: FromSnapshot, folder: Path):
     """Raises: VerifyError if what is to be written to a folder does not fit."""
-    with read_snapshot(request.snapshot) as snapshot:
+    with open_side(request.snapshot, request.weights, request.config_from) as snapshot:
         needed, free = truth_bytes(snapshot.config, request.plan), shutil.disk_usage(folder).free
     if needed > free:
         raise VerifyError(

@@ -4,10 +4,11 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jax_edm2.config import EDM2Config
+
 from .. import processes
 from ..errors import ConverterError
 from ..flops import multiply_accumulates
-from ..snapshot import read_snapshot
 from .cases import HELD, Plan
 from .truth import Truth
 
@@ -21,8 +22,10 @@ class VerifyError(ConverterError):
 
 @dataclass(frozen=True)
 class FromSnapshot:
-    """PyTorch computes the truth of a snapshot, and JAX is judged by it.
+    """PyTorch computes the truth of a network, and JAX is judged by it.
 
+    snapshot: any file of a network's: a snapshot, a training state or a checkpoint. weights, config_from: which network
+    of a training state, and what it is configured like, for whichever of the files is one (`open_network`).
     checkpoint: JAX's; None converts the snapshot in memory. device: of JAX; auto, cpu, gpu or tpu. torch_device: of
     PyTorch in the precision that is judged; cpu or cuda (see `torch_device`). sweep: throughput of more and more images
     at once. held: bytes of weights that a process holds.
@@ -36,13 +39,15 @@ class FromSnapshot:
     torch_device: str = "cpu"
     sweep: bool = False
     held: float = HELD
+    weights: str | None = None
+    config_from: str | None = None
 
 
 @dataclass(frozen=True)
 class FromTruth:
     """JAX is judged by a truth file that there is, whose plan says how. Needs no PyTorch.
 
-    checkpoint: JAX's, or None, which converts the snapshot in memory: one of both is needed. device, sweep, held: as in
+    checkpoint: JAX's, or None, which converts the snapshot in memory: one of both is needed. The others are as in
     FromSnapshot; sweep needs the snapshot.
     """
 
@@ -52,6 +57,8 @@ class FromTruth:
     device: str = "auto"
     sweep: bool = False
     held: float = HELD
+    weights: str | None = None
+    config_from: str | None = None
 
 
 Request = FromSnapshot | FromTruth
@@ -74,9 +81,8 @@ def torch_device(device: str) -> str:
     return "cuda" if seen.stdout.strip() == "True" else "cpu"
 
 
-def usual_steps(snapshot: Path, torch_device: str) -> int:
-    """Of the trajectory; fewer if the network is large: most of the time would go there. Raises: SnapshotError."""
+def usual_steps(config: EDM2Config, torch_device: str) -> int:
+    """Of the trajectory; fewer if the network is large: most of the time would go there."""
     if torch_device != "cpu":
         return STEPS
-    with read_snapshot(snapshot) as opened:
-        return FEWER if multiply_accumulates(opened.config) > LARGE else STEPS
+    return FEWER if multiply_accumulates(config) > LARGE else STEPS

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..downloads.cache import sha256 as file_sha256
-from ..snapshot import Snapshot, read_snapshot
+from ..opening import open_side
+from ..weights import Weights
 from .cases import Plan
 from .oracle_process import make_truth
 from .outcome import Outcome, Progress
-from .parameter_hashes import parameter_hashes
+from .parameter_hashes import hash_of, parameter_hashes
 from .request import FromSnapshot, FromTruth, Request, VerifyError
-from .throughput.job import Job
+from .throughput.job import STEPS, Job
 from .throughput.measure import measure, sweep
 from .truth import Truth
 
@@ -30,7 +30,8 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
     started = time.perf_counter()
     checkpoint, held = request.checkpoint, request.held
     with contextlib.ExitStack() as stack:
-        snapshot = stack.enter_context(read_snapshot(request.snapshot)) if request.snapshot else None
+        choice = request.weights, request.config_from
+        snapshot = stack.enter_context(open_side(request.snapshot, *choice)) if request.snapshot else None
         if isinstance(request, FromTruth):
             truth = stack.enter_context(Truth(request.truth))
             if snapshot is not None and truth.config != snapshot.config:
@@ -38,24 +39,20 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
             if snapshot is not None:
                 refuse_other_truth(request.truth, truth, snapshot)
             candidate = load_candidate(
-                truth.config, truth.plan.precision, checkpoint=checkpoint, snapshot=snapshot, held=held
+                truth.config, truth.plan.precision, checkpoint=checkpoint, snapshot=snapshot, held=held, choice=choice
             )
-            if checkpoint is not None:
+            if candidate.record is not None:
                 about = truth.facts.snapshot
-                refuse_other_checkpoint(
-                    checkpoint, candidate, about["name"], about["sha256"], lambda: truth.facts.parameters
-                )
+                refuse_other_checkpoint(candidate, about["name"], about["sha256"], lambda: truth.facts.parameters)
         else:
             assert snapshot is not None
             plan = request.plan
             candidate = load_candidate(
-                snapshot.config, plan.precision, checkpoint=checkpoint, snapshot=snapshot, held=held
+                snapshot.config, plan.precision, checkpoint=checkpoint, snapshot=snapshot, held=held, choice=choice
             )
-            if checkpoint is not None:
-                sha256, of_snapshot = file_sha256(snapshot.path), snapshot
-                refuse_other_checkpoint(
-                    checkpoint, candidate, snapshot.path.name, sha256, lambda: parameter_hashes(of_snapshot)
-                )
+            if candidate.record is not None:
+                sha256, of_snapshot = hash_of(snapshot.path), snapshot
+                refuse_other_checkpoint(candidate, snapshot.path.name, sha256, lambda: parameter_hashes(of_snapshot))
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edm2-verify-"))) / "truth.npz"
             progress("PyTorch computes the truth, JAX compiles")
             make_truth(request, path, lambda: candidate.try_to_prepare(plan))
@@ -67,10 +64,11 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
     return outcome
 
 
-def _throughput(request: Request, snapshot: Snapshot, progress: Progress) -> list[dict[str, Any]]:
+def _throughput(request: Request, snapshot: Weights, progress: Progress) -> list[dict[str, Any]]:
     """In the precision of the plan; where a truth file has that, in float32."""
     plan = request.plan if isinstance(request, FromSnapshot) else Plan()
-    job = Job(str(snapshot.path), plan.batch, plan.precision, request.device)
+    choice = request.weights, request.config_from
+    job = Job(str(snapshot.path), plan.batch, plan.precision, request.device, STEPS, *choice)
     if request.sweep:
         return sweep(snapshot.config, job, progress)
     return [measure(snapshot.config, job, progress)] if "throughput" in plan.checks else []

@@ -9,24 +9,23 @@ from typing import Any, Self
 from jax_edm2.record import Code
 
 from .. import embedded
-from ..snapshot import read_snapshot
+from ..snapshot import Snapshot
 
 SHOWN = 150  # characters of a line of source; what is longer goes on in the next line
 
 
 @dataclass(frozen=True)
 class Source:
-    """The source inside the snapshot of a path."""
+    """The source inside a snapshot."""
 
     path: Path
     text: str
     code: Code
 
     @classmethod
-    def of(cls, path: Path) -> Self:
-        """Read, and nothing is executed. Raises: SnapshotError."""
-        with read_snapshot(path) as snapshot:
-            return cls(path, snapshot.source, embedded.identify(snapshot.source))
+    def of(cls, snapshot: Snapshot) -> Self:
+        """Nothing is executed."""
+        return cls(snapshot.path, snapshot.source, embedded.identify(snapshot.source))
 
     def before_execution(self) -> str:
         """A sentence on what is about to be executed."""

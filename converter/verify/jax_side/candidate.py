@@ -11,16 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_edm2.checkpoint import load
+from jax_edm2.checkpoint import load, read_record
 from jax_edm2.config import EDM2Config, expected_tree
 from jax_edm2.folding import fold
 from jax_edm2.network import Precond
+from jax_edm2.record import Record
 from jax_edm2.sampling import heun_states
 from jax_edm2.settings import noise_levels
 from jax_edm2.training import denoising_loss
 
+from ...convert import describe
 from ...networks import in_memory
-from ...snapshot import Snapshot
+from ...opening import is_checkpoint, open_side
+from ...weights import Weights
 from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
 from ..outcome import Progress
 from ..taps import Tap
@@ -34,11 +37,19 @@ class Candidate:
 
     variables: arrays; or some of them `Unread`, of a network that is too large to be held beside something else.
     Blocks are then given theirs one after the other, and the network as a whole for as long as it runs.
-    config: the architecture that is expected of it.
+    config: the architecture that is expected of it. path, record: of the checkpoint, if it is one's.
     """
 
-    def __init__(self, net: Precond, variables: Any, config: EDM2Config):
+    def __init__(
+        self,
+        net: Precond,
+        variables: Any,
+        config: EDM2Config,
+        path: Path | None = None,
+        record: Record | None = None,
+    ):
         self.net, self.variables, self.config = net, variables, config
+        self.path, self.record = path, record
         self.tapped = TappedNetwork(net, variables, config)
         self._compiled: dict[Any, Any] = {}
         self._trajectory: list[np.ndarray] | None = None
@@ -171,19 +182,24 @@ def load_candidate(
     precision: str,
     *,
     checkpoint: Path | None = None,
-    snapshot: Snapshot | None = None,
+    snapshot: Weights | None = None,
     held: float = HELD,
+    choice: tuple[str | None, str | None] = (None, None),
 ) -> Candidate:
     """The network of the checkpoint, or of the snapshot converted in memory, or left where it is if it is large.
 
-    config: the architecture that is expected of it. held: bytes of weights above which it is large.
+    config: the architecture that is expected of it. held: bytes of weights above which it is large. choice: for
+    `open_side`, where the checkpoint is a training state or a snapshot.
     """
     large = 4 * sum(map(math.prod, expected_tree(config).values())) > held
-    if checkpoint is not None:
+    if checkpoint is not None and is_checkpoint(checkpoint) and (record := read_record(checkpoint)).training is None:
         stored_dtype = None if large else jnp.float32
         net, variables = load(checkpoint, dtype=stored_dtype, compute_dtype=jax_dtype(precision))
-    else:
-        assert snapshot is not None
-        net = Precond(config, jax_dtype(precision))
-        variables = unread(snapshot) if large else in_memory(snapshot)
-    return Candidate(net, variables, config)
+        return Candidate(net, variables, config, checkpoint, record)
+    if checkpoint is not None:
+        with open_side(checkpoint, *choice) as weights:
+            net, variables = Precond(weights.config, jax_dtype(precision)), in_memory(weights)
+            return Candidate(net, variables, config, checkpoint, describe(weights))
+    assert snapshot is not None
+    net = Precond(config, jax_dtype(precision))
+    return Candidate(net, unread(snapshot) if large else in_memory(snapshot), config)

@@ -19,7 +19,7 @@ from jax_edm2.twofold import Twofold
 
 from ...errors import ConverterError
 from ...names import torch_name
-from ...snapshot import Snapshot
+from ...weights import Weights
 from ..cases import STEP, Case, make_case
 from ..metrics import Difference, difference, gradient_norm, psnr
 from ..outcome import Findings, Progress
@@ -37,7 +37,7 @@ def examine(
     truth: Truth,
     tolerance: Tolerance,
     *,
-    snapshot: Snapshot | None = None,
+    snapshot: Weights | None = None,
     progress: Progress = lambda stage: None,
 ) -> Findings:
     """Run every check of the truth's plan."""

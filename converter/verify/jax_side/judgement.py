@@ -5,12 +5,13 @@ from pathlib import Path
 
 import jax
 
-from jax_edm2.checkpoint import read_record
 from jax_edm2.config import EDM2Config
 from jax_edm2.record import Code, Record
 
 from ... import embedded
-from ...snapshot import Snapshot
+from ...convert import describe
+from ...weights import Weights
+from ..facts import NO_SOURCE
 from ..outcome import Outcome, Progress, unsure, warnings, wrong
 from ..truth import Truth
 from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, TOLERANCES, Tolerance, guilty
@@ -23,7 +24,7 @@ def judge(
     candidate: Candidate,
     truth: Truth,
     *,
-    snapshot: Snapshot | None = None,
+    snapshot: Weights | None = None,
     checkpoint: Path | None = None,
     progress: Progress = lambda stage: None,
 ) -> Outcome:
@@ -33,7 +34,7 @@ def judge(
         switches = jax_switches(plan.precision)
         findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
     differences = _config_differences(truth.config, candidate.net.config)
-    record = read_record(checkpoint) if checkpoint else None
+    record = candidate.record
     disagreements = list(wrong(findings, differences, record, truth.facts.snapshot.get("sha256")))
     doubts = list(unsure(truth, switches, tolerance, findings))
     certain = bool(findings.parameters or differences)  # no precision switch excuses these
@@ -56,11 +57,13 @@ def judge(
     )
 
 
-def _code(truth: Truth, snapshot: Snapshot | None, record: Record | None) -> Code | None:
+def _code(truth: Truth, snapshot: Weights | None, record: Record | None) -> Code | None:
     """Whose network the snapshot of the truth carries, as far as can be told without the snapshot."""
     if snapshot is not None:
-        return embedded.identify(snapshot.source)
+        return describe(snapshot).code
     if truth.golden is not None:
+        return None
+    if truth.facts.snapshot["source"] == NO_SOURCE:
         return None
     sha256 = truth.facts.snapshot["source"].removeprefix("sha256:")
     if known := embedded.known_text(sha256):

@@ -8,11 +8,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ...names import torch_name
-from ...snapshot import Snapshot
+from ...weights import Weights
 
 
 def compare_parameters(
-    variables: Any, expected: Mapping[str, Any], snapshot: Snapshot | None = None
+    variables: Any, expected: Mapping[str, Any], snapshot: Weights | None = None
 ) -> list[tuple[str, str]]:
     """Names of parameters and buffers that are not exactly equal after the cast to float32, and how they differ.
 

@@ -11,13 +11,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from ...names import jax_path
-from ...snapshot import Snapshot
+from ...weights import Weights
 
 
 class Unread:
     """A weight in a snapshot's file. As an array it is float32, which every stored dtype fits."""
 
-    def __init__(self, snapshot: Snapshot, name: str):
+    def __init__(self, snapshot: Weights, name: str):
         self._snapshot, self._name = snapshot, name
         self.shape: tuple[int, ...] = snapshot.tensors[name].shape
         self.dtype = jnp.dtype(snapshot.tensors[name].dtype)
@@ -30,7 +30,7 @@ class Unread:
         return self._snapshot.read(self._name)
 
 
-def unread(snapshot: Snapshot) -> dict:
+def unread(snapshot: Weights) -> dict:
     """The variables of `converter.convert.in_memory`, but for the weights. Gains and Fourier features are few."""
 
     def leaf(name: str, shape: tuple[int, ...]):

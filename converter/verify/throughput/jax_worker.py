@@ -1,6 +1,7 @@
 """The ways of running a network in JAX: as loaded, folded, and whole trajectories."""
 
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax_edm2.sampling import sample
 from jax_edm2.settings import Settings
 
 from ...networks import in_memory
-from ...snapshot import read_snapshot
+from ...opening import open_side
 from ..cases import Plan, make_case
 from ..jax_side.precision import jax_dtype, jax_precision
 from .job import CEILING, FOLDED, LOADED, MEMORY, SAMPLING, Job, Run, process_memory
@@ -28,7 +29,7 @@ class Jax:
         jax.config.update("jax_enable_compilation_cache", False)  # the first run is to show how long compiling takes
         if job.device != "auto":
             jax.config.update("jax_platforms", {"gpu": "cuda"}.get(job.device, job.device))
-        with read_snapshot(job.snapshot) as snapshot:
+        with open_side(Path(job.snapshot), job.weights, job.config_from) as snapshot:
             self.net, self.variables = Precond(snapshot.config, jax_dtype(job.precision)), in_memory(snapshot)
             case = make_case(snapshot.config, Plan(batch=job.batch), 0)
         self.arguments = jax.device_put((case.x, case.sigma, case.labels))

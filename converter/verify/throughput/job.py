@@ -23,6 +23,8 @@ class Job:
     precision: str
     device: str
     steps: int = STEPS  # of sampling
+    weights: str | None = None  # which network, where `snapshot` is a training state
+    config_from: str | None = None
 
 
 class Framework(Protocol):

@@ -1,10 +1,12 @@
 """The ways of running a network in PyTorch: eager, compiled, and whole trajectories."""
 
+from pathlib import Path
+
 import torch
 
 from jax_edm2.torch_ref.sampling import heun, noise_levels
 
-from ...snapshot import read_snapshot
+from ...opening import open_side
 from ..cases import Plan, make_case
 from ..torch_side.precision import set_torch, torch_dtype
 from ..torch_side.reference import Reference
@@ -24,7 +26,7 @@ class Torch:
         set_torch(job.precision, self.device)
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic = False
-        with read_snapshot(job.snapshot) as snapshot:
+        with open_side(Path(job.snapshot), job.weights, job.config_from) as snapshot:
             self.reference = Reference(snapshot, "torch_ref", self.device)
             self.reference.lower()
             case = make_case(snapshot.config, Plan(batch=job.batch), 0)

@@ -15,6 +15,8 @@ class Job:
     reference: str = "torch_ref"
     device: str = "cpu"  # of PyTorch in the precision that is judged; the truth is computed on the CPU
     held: float = HELD
+    weights: str | None = None  # which network, where `snapshot` is a training state
+    config_from: str | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Job":

@@ -15,9 +15,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set befor
 
 
 from ...errors import ConverterError
-from ...snapshot import Snapshot, read_snapshot
-from ..facts import Facts
-from ..parameter_hashes import parameter_hashes
+from ...opening import open_side
+from ...snapshot import Snapshot
+from ...training_state import TrainedWeights
+from ...weights import Weights
+from ..facts import NO_SOURCE, Facts
+from ..parameter_hashes import hash_of, parameter_hashes
 from ..truth import TruthWriter, check_room
 from .forward import Forward
 from .job import Job
@@ -31,7 +34,8 @@ def compute(job: Job):
     """Write the truth file of a job. Raises: ConverterError, OSError."""
     started = time.perf_counter()
     switches = set_torch(job.plan.precision, job.device)
-    with read_snapshot(job.snapshot) as snapshot, TruthWriter(Path(job.output)) as truth:
+    opened = open_side(Path(job.snapshot), job.weights, job.config_from)
+    with opened as snapshot, TruthWriter(Path(job.output)) as truth:
         check_room(job.plan, snapshot.config)
         session = Session(snapshot, job, truth)
         forward, training = Forward(session), Training(session)
@@ -43,7 +47,7 @@ def compute(job: Job):
         facts = Facts(
             plan=job.plan,
             config=snapshot.config,
-            snapshot={"name": snapshot.path.name, "sha256": _file_hash(snapshot), "source": snapshot.source_hash},
+            snapshot=_about(snapshot, job.weights),
             reference=job.reference,
             parameters=parameter_hashes(snapshot),
             amplification=forward.amplification,
@@ -82,11 +86,10 @@ def _errors(session: Session, forward: Forward, training: Training) -> dict[str,
     return errors
 
 
-def _file_hash(snapshot: Snapshot) -> str:
-    from ...convert import SourceHash
-
-    with SourceHash(snapshot) as source_hash:
-        return source_hash.result()
+def _about(snapshot: Weights, part: str | None) -> dict[str, Any]:
+    source = snapshot.source_hash if isinstance(snapshot, Snapshot) else NO_SOURCE
+    about = {"name": snapshot.path.name, "sha256": hash_of(snapshot.path), "source": source}
+    return {**about, "weights": part} if isinstance(snapshot, TrainedWeights) and part else about
 
 
 def main():

@@ -16,6 +16,7 @@ from jax_edm2.torch_ref.snapshot import installed
 
 from ...errors import ConverterError
 from ...snapshot import Snapshot
+from ...weights import Weights
 from ..taps import Enough
 from .precision import torch_dtype
 from .taps import FUNCTIONS
@@ -33,11 +34,15 @@ class Reference:
     snapshot when it begins and drops them when it ends; one that reaches for those of another module fails.
     """
 
-    def __init__(self, snapshot: Snapshot, kind: str, device: str, held: float = math.inf):
+    def __init__(self, snapshot: Weights, kind: str, device: str, held: float = math.inf):
         self._snapshot, self._kind, self.device = snapshot, kind, torch.device("cpu")
         self._lower_device, self._most_held = torch.device(device), held
         self._hooks: list[Any] = []
         if kind == "embedded":
+            if not isinstance(snapshot, Snapshot):
+                raise NetworkError(
+                    f"{snapshot.path}: carries no source of its network; --reference torch_ref runs ours"
+                )
             self.namespace = _execute(snapshot.source)
             create: Callable = self.namespace["Precond"]
             arguments = snapshot.init_kwargs

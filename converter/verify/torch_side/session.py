@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...bars import Bar
-from ...snapshot import Snapshot
+from ...weights import Weights
 from ..cases import Case, make_case
 from ..truth import TruthWriter
 from .job import Job
@@ -21,7 +21,7 @@ class Session:
     not_finite: keys of what is not finite in the truth. bar: shows how many runs of the network are done.
     """
 
-    def __init__(self, snapshot: Snapshot, job: Job, truth: TruthWriter):
+    def __init__(self, snapshot: Weights, job: Job, truth: TruthWriter):
         self.config, self.plan, self.truth = snapshot.config, job.plan, truth
         held = math.inf if "gradients" in self.plan.checks else job.held  # they are left in the parameters
         self.reference = Reference(snapshot, job.reference, job.device, held)
