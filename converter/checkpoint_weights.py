@@ -13,6 +13,7 @@ from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import OrbaxCheckpoint
 from jax_edm2.record import Record
 from jax_edm2.safetensors_format import CODES
+from jax_edm2.state_layout import check_state
 from jax_edm2.tensors import CheckpointError, Digest, check_digest
 
 from .formats.file import ByteRange, File
@@ -68,11 +69,14 @@ def read_checkpoint(path: str | os.PathLike) -> CheckpointWeights:
     with opened(path) as stored:
         record = stored.record
         check_digest(path, record)
-        if record.training is None and (problems := check_tree(record.config, stored.shapes)):
-            raise CheckpointError(f"{path}: does not hold the network of its record: " + listing(problems))
+        of_state = record.training is not None
+        problems = check_state(record, stored.shapes) if of_state else check_tree(record.config, stored.shapes)
+        if problems:
+            what = "training state" if of_state else "network"
+            raise CheckpointError(f"{path}: does not hold the {what} of its record: " + listing(problems))
 
         def name_of(leaf: str) -> str:
-            return leaf if record.training else torch_name(leaf)
+            return leaf if of_state else torch_name(leaf)
 
         if isinstance(stored, OrbaxCheckpoint):
             arrays = {name_of(leaf): array for leaf, array in stored.arrays().items()}

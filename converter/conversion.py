@@ -17,6 +17,7 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import CHECK, Record, Sampler
+from jax_edm2.state_layout import NET
 from jax_edm2.tensors import CheckpointError, Tensor, stored_dtype
 
 from . import embedded, presets
@@ -28,7 +29,6 @@ from .opening import is_training_state, open_weights
 from .progress import Progress, Warn, silent
 from .snapshot import read_snapshot
 from .sources import Fetching, Location, locate
-from .training_state import NET
 from .weights import Weights
 
 NAMED = 5  # tensors, in a warning

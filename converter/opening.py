@@ -5,17 +5,17 @@ import os
 from pathlib import Path
 
 from jax_edm2.record import Record
+from jax_edm2.state_layout import average_part, networks
 
 from . import presets
 from .checkpoint_weights import CheckpointWeights, read_checkpoint
 from .errors import SnapshotError, UsageError
 from .names import torch_name
 from .snapshot import open_file, read_snapshot
-from .training_state import NET, Known, TrainingState, average_part, chosen, read_training_state
+from .training_state import Known, TrainingState, chosen, read_training_state
 from .weights import Weights
 
 SAFETENSORS = ".safetensors"
-PICK = "choose one of its networks with --weights"
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -78,9 +78,7 @@ def parts(weights: Weights) -> tuple[str, ...]:
     """The networks of a training state; none of anything else."""
     if isinstance(weights, TrainingState):
         return weights.parts
-    if isinstance(weights, CheckpointWeights) and weights.record.training is not None:
-        return (NET, *map(average_part, weights.record.training.stds))
-    return ()
+    return networks(weights.record) if isinstance(weights, CheckpointWeights) else ()
 
 
 def known(name: str) -> Known:

@@ -15,6 +15,7 @@ from typing import Any
 from jax_edm2.config import EDM2Config
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.record import Record
+from jax_edm2.state_layout import NET, average_part
 from jax_edm2.tensors import Tensor, hashed, refuse_to_lose, stored_dtype
 
 from .formats.pickle_writer import Call, New, PersistentId, PickleWriter
@@ -23,7 +24,7 @@ from .formats.torch_zip import EASY_DICT, ORDERED_DICT
 from .modules import Module, network
 from .names import jax_path
 from .to_snapshot import WriteError
-from .training_state import ADAM, MOMENTS, NET, average_part
+from .training_state import ADAM, KEYS
 
 ALIGNMENT = 64  # of a storage's first byte in the file, as torch has it
 FIRST = (1980, 1, 1, 0, 0, 0)  # the archive's time: the same state gives the same file
@@ -101,7 +102,7 @@ class _State:
             "optimizer": {
                 "state": {
                     number: {"step": self._tensor(step)}
-                    | {key: self._tensor(self._at(part, name)) for part, key in MOMENTS.items()}
+                    | {key: self._tensor(self._at(part, name)) for part, key in KEYS.items()}
                     for number, name in enumerate(parameters)
                 },
                 "param_groups": [group],

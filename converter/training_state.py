@@ -25,6 +25,7 @@ from jax_edm2 import strict_json
 from jax_edm2.config import ConfigError, EDM2Config, check_tree
 from jax_edm2.messages import brief, listing
 from jax_edm2.record import Encoder, Loss, Training
+from jax_edm2.state_layout import MOMENTS, NET, average_part
 
 from .errors import SnapshotError
 from .formats import torch_zip
@@ -37,18 +38,12 @@ from .snapshot import RGB, VAE, open_file
 from .weights import Weights
 
 OPTIONS = "training_options.json"
-NET = "net"  # parts of a training state, as --weights has them; and in the JAX tree, besides
-MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}  # of Adam's: optax's name, and torch's
+KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))  # torch's names of Adam's moments
 ADAM = {  # settings of torch's that a training of EDM2 leaves at this
     "weight_decay": 0, "amsgrad": False, "maximize": False, "capturable": False, "differentiable": False,
     "decoupled_weight_decay": False,
 }  # fmt: skip
 MOST_STDS = 16
-
-
-def average_part(std: float) -> str:
-    """The name of an average: ema-0.050."""
-    return f"ema-{std:.3f}"
 
 
 @dataclass(frozen=True)
@@ -217,10 +212,10 @@ def _optimizer(
     steps = set()
     for number, name in enumerate(parameters):
         state = _dict(states[number], f"state {number} of the optimizer")
-        if state.keys() != {"step", *MOMENTS.values()}:
+        if state.keys() != {"step", *KEYS.values()}:
             raise SnapshotError(f"its optimizer's state of {name} is not Adam's: {brief(sorted(map(str, state)))}")
         steps.add(_step(file, state["step"]))
-        for part, key in MOMENTS.items():
+        for part, key in KEYS.items():
             record = state[key]
             if not isinstance(record, TensorRecord) or (record.dtype, record.shape) != ("float32", net[name].shape):
                 raise SnapshotError(f"its optimizer's {key} of {name} is not like it")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
     from jax_edm2.training import denoising_loss, project_to_sphere
+    from jax_edm2.training_state import TrainingState, load_training_state, save_training_state
     from jax_edm2.vae import VAEDecoder, VAEError, load_vae
 
 _HOME = {
@@ -52,6 +53,7 @@ _HOME = {
     "Settings": "settings",
     "TorchCPU": "torch_random",
     "TorchCUDA": "torch_random",
+    "TrainingState": "training_state",
     "UNet": "network",
     "VAEDecoder": "vae",
     "VAEError": "vae",
@@ -66,6 +68,7 @@ _HOME = {
     "heun": "sampling",
     "heun_states": "sampling",
     "load": "checkpoint",
+    "load_training_state": "training_state",
     "load_vae": "vae",
     "make_decoder": "decoding",
     "noise_levels": "settings",
@@ -76,6 +79,7 @@ _HOME = {
     "read_record": "checkpoint",
     "sample": "sampling",
     "save": "checkpoint",
+    "save_training_state": "training_state",
     "update_average": "ema",
 }
 __all__ = sorted(_HOME)

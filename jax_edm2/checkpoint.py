@@ -68,7 +68,8 @@ def load(
             check_digest(path, stored.record)
         if stored.record.training is not None:
             raise CheckpointError(
-                f"{path}: is a training state: make a checkpoint of its weights with edm2-convert --weights"
+                f"{path}: is a training state: load_training_state reads it, and edm2-convert --weights makes a "
+                "checkpoint of one of its networks"
             )
         problems = check_tree(stored.record.config, stored.shapes)
         if problems:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -275,12 +275,20 @@ def expected_tree(config: EDM2Config) -> dict[str, tuple[int, ...]]:
     return tree
 
 
-def check_tree(config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name=str) -> list[str]:
+def check_tree(
+    config: EDM2Config, shapes: Mapping[str, tuple[int, ...]], name: Callable[[str], str] = str
+) -> list[str]:
     """What in `shapes` differs from the tree of `config`, a phrase each: `- missing`, `+ extra`, `! shape`.
 
     `name` turns a tree path into what the user knows it as.
     """
-    expected = expected_tree(config)
+    return differences(expected_tree(config), shapes, name)
+
+
+def differences(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], name: Callable[[str], str] = str
+) -> list[str]:
+    """What in `shapes` differs from the expected ones, by path, as `check_tree` says it."""
     lines = [f"- {name(path)} {list(shape)} is missing" for path, shape in expected.items() if path not in shapes]
     extra = (path for path in shapes if path not in expected)  # of any length, with anything in it
     lines += [f"+ {printable(name(path)[:200])} {list(shapes[path])} is not part of it" for path in extra]
