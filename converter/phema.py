@@ -2,41 +2,42 @@
 
 report = reconstruct(PhemaRequest(indir=Path("raw-snapshots/edm2-img512-xs"), outdir=Path("out"), outstd=(0.1, 0.15)))
 
-Every byte of the snapshots is read once for all averages, a piece of one tensor at a time across all files. A piece of
-all averages is one product of matrices in float64, which is rounded once.
+`converter.averages` does the work; here is what is wanted, and of what it is made.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import math
+import json
+import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2.dtypes import DTYPES, not_finite
 from jax_edm2.files import whole_or_nothing
+from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import Average, Record, tensors_digest
 from jax_edm2.safetensors_checkpoint import Writing
 from jax_edm2.tensors import Tensor, refuse_to_lose, stored_dtype
 
-from .convert import describe
+from .averages import Averages, Journal
+from .checkpoint_weights import read_checkpoint
+from .convert import convert, describe
 from .errors import ConverterError, UsageError
 from .names import jax_path
 from .progress import Progress, Warn, silent
 from .snapshot import Snapshot, read_snapshot
+from .to_snapshot import WritingLike
 
 if TYPE_CHECKING:
     import numpy as np
 
 FILE_NAME = re.compile(r"(?P<prefix>.*)-(?P<kimg>\d{1,9})-(?P<std>\d+\.\d+)\.pkl", re.DOTALL)
-AT_ONCE = 2**22  # values of all snapshots together: what memory depends on
+SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax", "pkl": ".pkl"}  # of formats
 HALF = 2.0**-11  # what rounding a value to float16 may change it by, relatively
-WORKERS = 4
 
 
 class PhemaError(ConverterError):
@@ -50,7 +51,8 @@ class PhemaRequest:
     indir: a folder of snapshots, whose names end in -KIMG-STD.pkl. outdir: for OUTPREFIX-KIMG-STD.safetensors. outstd:
     relative standard deviations, 0 < std < 0.289. outkimg: the time of the averages, which is that of one of the
     snapshots; the last by default. inprefix, instd: which snapshots. skip: averages that are there are left; force:
-    they are replaced. dtype: keep (the snapshots'), float16 or float32. nvlabs_rounding: every product and sum is
+    they are replaced. dtype: keep (the snapshots'), float16 or float32. format: safetensors, orbax, or pkl: the last
+    snapshot with other values, for NVlabs' tools. nvlabs_rounding: every product and sum is
     rounded to float32, in the order of NVlabs' reconstruct_phema.py, for the same bits.
     Raises: UsageError for values that make no sense in themselves.
     """
@@ -66,6 +68,7 @@ class PhemaRequest:
     force: bool = False
     dtype: str = "keep"
     nvlabs_rounding: bool = False
+    format: str = "safetensors"
 
     def __post_init__(self):
         if not self.outstd:
@@ -76,6 +79,8 @@ class PhemaRequest:
                 raise UsageError(f"--outstd {std:g}: a std must be above 0 and below 0.289")
             if names.count(name) > 1:
                 raise UsageError(f"--outstd has several averages that would be called {name}")
+        if self.format == "pkl" and self.dtype != "keep":
+            raise UsageError("--format pkl has the snapshots' dtype: leave --dtype out")
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,15 @@ class PhemaReport:
 def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: Progress = silent) -> PhemaReport:
     """Make the averages; each appears whole or not at all, and all at the end.
 
+    Killed or interrupted, it goes on from the last tensor that was done when the same is asked for again.
     warn: is given a line for each thing that the user should know. progress: of the bytes that are read.
     Raises: UsageError, ConverterError, CheckpointError; FileExistsError unless `skip` or `force`; OSError.
     """
     inputs = find_inputs(request)
     images = _images(request.outkimg, inputs)
     inputs = [each for each in inputs if each.images <= images]
-    outputs = {std: request.outdir / f"{request.outprefix}-{images // 1000:07d}-{std:.3f}.safetensors"
-               for std in sorted(request.outstd)}  # fmt: skip
+    name = f"{request.outprefix}-{images // 1000:07d}"
+    outputs = {std: request.outdir / f"{name}-{std:.3f}{SUFFIXES[request.format]}" for std in sorted(request.outstd)}
     skipped = [path for path in outputs.values() if request.skip and path.exists()]
     outputs = {std: path for std, path in outputs.items() if path not in skipped}
     if not outputs:
@@ -137,8 +143,10 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
     with contextlib.ExitStack() as stack:
         snapshots = [stack.enter_context(read_snapshot(each.path)) for each in inputs]
         _refuse_strangers(snapshots)
-        work = _Work(request, inputs, snapshots, coefficients, condition, images)
-        made = work.run(list(outputs.items()), progress, stack)
+        work = _Work(request, inputs, snapshots, coefficients, condition, images, outputs)
+        key = work.key()
+        journal = stack.enter_context(Journal.opened(request.outdir / f".{name}.phema", key))
+        made = work.run(journal, progress)
     for each in made:
         if each.error > 0.01:
             warn(
@@ -233,141 +241,88 @@ class _Work:
     coefficients: "np.ndarray"  # float64 [snapshots, averages]
     condition: float
     images: int
+    outputs: dict[float, Path]  # by std
 
-    def run(self, outputs: list[tuple[float, Path]], progress: Progress, stack: contextlib.ExitStack) -> list[Made]:
-        tensors = self._tensors()
-        writings = []
-        for column, (std, path) in enumerate(outputs):
-            refuse_to_lose(path)
-            temporary = stack.enter_context(whole_or_nothing(path, overwrite=self.request.force))
-            writings.append(stack.enter_context(Writing(temporary, tensors, self._record(column, std, tensors))))
-        hashes: list[dict[str, Any]] = [{name: hashlib.sha256() for name in each.tensors} for each in self.snapshots]
-        total = len(self.snapshots) * sum(record.data.length for record in self.snapshots[-1].tensors.values())
-        with progress(self.request.indir.name, total) as advance, ThreadPoolExecutor(WORKERS) as pool:
-            behind: list[Future] = []
-            bad = [0] * len(writings)  # values that are NaN or infinite
-            for name, pieces, wide in self._pieces(pool):
-                leaf = jax_path(name)
-                averages, dtype = self._average(name, wide), DTYPES[tensors[leaf].dtype].numpy
-                _add(bad, behind)  # the piece before is hashed and written: they come in order
-                behind = [
-                    *(pool.submit(_write, *each, leaf, dtype) for each in zip(writings, averages, strict=True)),
-                    *(pool.submit(h[name].update, _bytes(p)) for h, p in zip(hashes, pieces, strict=True)),
-                ]
-                advance(sum(piece.nbytes for piece in pieces))
-            _add(bad, behind)
-        digests = tuple(map(self._digest, self.snapshots, hashes))
-        made = []
-        for column, ((_, path), writing) in enumerate(zip(outputs, writings, strict=True)):
+    def key(self) -> str:
+        """What the averages depend on: who has the same may go on with them."""
+        status = [(each.path.name, (s := each.path.stat()).st_size, s.st_mtime_ns) for each in self.inputs]
+        request = self.request
+        wanted = [str(path) for path in self.outputs.values()], request.dtype, request.nvlabs_rounding, request.format
+        content = [status, self.coefficients.tolist(), *wanted]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-            def complete(record: Record, count: int = bad[column]) -> Record:
-                assert record.average is not None
-                average = dataclasses.replace(record.average, digests=digests)
-                return dataclasses.replace(record, average=average, not_finite=count)
-
-            record = writing.finish(complete)
-            magnitude = float(abs(self.coefficients[:, column]).sum())
-            made.append(Made(path, record, magnitude, magnitude * HALF if self._half() else 0.0))
-        return made
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """What every average has."""
-        wanted = self.request.dtype
-        return {
-            jax_path(name): Tensor(record.dtype if wanted == "keep" else wanted, record.shape, list)
-            for name, record in self.snapshots[-1].tensors.items()
+    def run(self, journal: Journal, progress: Progress) -> list[Made]:
+        for column, path in enumerate(self.outputs.values()):
+            if column not in journal.placed:
+                refuse_to_lose(path, unless=ORBAX_MARK if self.request.format == "orbax" else None)
+                if path.exists() and not self.request.force:
+                    raise FileExistsError(f"{path} exists")
+        dtypes = {name: self._dtype(record.dtype) for name, record in self.snapshots[-1].tensors.items()}
+        averages = Averages(self.snapshots, self.coefficients, dtypes, self.request.nvlabs_rounding)
+        tensors = {
+            jax_path(name): Tensor(dtypes[name], t.shape, list) for name, t in averages.snapshots[-1].tensors.items()
         }
+        total = len(self.snapshots) * sum(record.data.length for record in self.snapshots[-1].tensors.values())
+        with contextlib.ExitStack() as stack:
+            writings: list[Any] = [
+                stack.enter_context(self._writing(journal.folder / str(column), column, tensors))
+                for column in range(len(self.outputs))
+                if column not in journal.placed
+            ]
+            if len(writings) == len(self.outputs):
+                advance = stack.enter_context(progress(self.request.indir.name, total))
+                averages.write(writings, journal, advance)
+            else:  # all were whole, and some are in their places
+                for name, done in journal.tensors.items():
+                    columns = [column for column in range(len(self.outputs)) if column not in journal.placed]
+                    for column, writing in zip(columns, writings, strict=True):
+                        writing.restore(jax_path(name), done.outputs[column])
+            remaining = iter(writings)
+            for column, path in enumerate(self.outputs.values()):
+                if column not in journal.placed:
+                    journal.place(column, self._place(journal, column, next(remaining), path))
+        return [self._made(column, path, journal.placed[column]) for column, path in enumerate(self.outputs.values())]
 
-    def _record(self, column: int, std: float, tensors: dict[str, Tensor]) -> Record:
+    def _dtype(self, stored: str) -> str:
+        return stored if self.request.dtype == "keep" else self.request.dtype
+
+    def _writing(self, path: Path, column: int, tensors: dict[str, Tensor]) -> Writing | WritingLike:
+        record = self._record(column, tensors)
+        if self.request.format == "pkl":
+            return WritingLike(self.snapshots[-1], path, tensors, record)
+        return Writing(path, tensors, record)
+
+    def _place(self, journal: Journal, column: int, writing: Writing | WritingLike, path: Path) -> Record:
+        """Finish an average, and put it where it belongs."""
+        digests = tuple(journal.digest(number, snapshot) for number, snapshot in enumerate(self.snapshots))
+        count = sum(done.bad[column] for done in journal.tensors.values())
+
+        def complete(record: Record) -> Record:
+            assert record.average is not None
+            average = dataclasses.replace(record.average, digests=digests)
+            return dataclasses.replace(record, average=average, not_finite=count)
+
+        record, part = writing.finish(complete), journal.folder / str(column)
+        if self.request.format == "orbax":
+            with read_checkpoint(part) as weights:
+                return convert(weights, path, format="orbax", overwrite=self.request.force)
+        with whole_or_nothing(path, overwrite=self.request.force) as temporary:
+            os.link(part, temporary)  # and not moved: if this is the last thing that is done, it is done again
+        return record
+
+    def _made(self, column: int, path: Path, record: Record) -> Made:
+        magnitude = float(abs(self.coefficients[:, column]).sum())
+        half = any(record.dtype == "float16" for record in self.snapshots[-1].tensors.values())
+        return Made(path, record, magnitude, magnitude * HALF if half else 0.0)
+
+    def _record(self, column: int, tensors: dict[str, Tensor]) -> Record:
         """All but the digests, which have the length that they will have."""
         average = Average(
-            std=float(std), images=self.images, names=tuple(each.path.name for each in self.inputs),
+            std=float(list(self.outputs)[column]), images=self.images,
+            names=tuple(each.path.name for each in self.inputs),
             digests=(tensors_digest({}),) * len(self.inputs), images_seen=tuple(each.images for each in self.inputs),
             stds=tuple(each.std for each in self.inputs), coefficients=tuple(map(float, self.coefficients[:, column])),
             condition=self.condition,
         )  # fmt: skip
         last = describe(self.snapshots[-1])
         return dataclasses.replace(last, source=None, average=average, dtype=stored_dtype(tensors))
-
-    def _pieces(self, pool: ThreadPoolExecutor) -> "Iterator[tuple[str, list[np.ndarray], np.ndarray]]":
-        """Tensor by tensor, pieces of it from all snapshots; the next are read while one is worked on.
-
-        As they are stored, each [values], and in what is computed with, all in one [snapshots, values]. They stay until
-        the next but one is asked for.
-        """
-        import numpy as np
-
-        snapshots = len(self.snapshots)
-        count = max(AT_ONCE // snapshots, 1)
-        wide = np.float32 if self.request.nvlabs_rounding else np.float64
-        # Of three, which are used in turn: memory that is new each time would take longer than what is done in it.
-        rooms = [(np.empty((snapshots, 8 * count), np.uint8), np.empty((snapshots, count), wide)) for _ in range(3)]
-
-        def read(i: int, place: tuple[str, int, int], room: "tuple[np.ndarray, np.ndarray]"):
-            piece = self.snapshots[i].read_part(*place, room[0][i].data)
-            room[1][i, : len(piece)] = piece
-            return piece
-
-        places = [
-            (name, start, min(start + count, size))
-            for name, size in ((name, math.prod(record.shape)) for name, record in self.snapshots[-1].tensors.items())
-            for start in range(0, size, count)
-        ]
-        ahead: list[Future] = []
-        for number in range(len(places) + 1):
-            now = ahead
-            if number < len(places):
-                ahead = [pool.submit(read, i, places[number], rooms[number % 3]) for i in range(snapshots)]
-            if now:
-                name, start, stop = places[number - 1]
-                pieces = [future.result() for future in now]
-                yield name, pieces, rooms[(number - 1) % 3][1][:, : stop - start]
-
-    def _average(self, name: str, pieces: "np.ndarray") -> "np.ndarray":
-        """[averages, values] of [snapshots, values], not yet rounded; buffers are those of the last snapshot."""
-        import numpy as np
-
-        count = self.coefficients.shape[1]
-        if jax_path(name).startswith("constants/"):
-            return np.broadcast_to(pieces[-1], (count, pieces.shape[1]))
-        if not self.request.nvlabs_rounding:
-            return self.coefficients.T @ pieces
-        single = self.coefficients.astype(np.float32)
-        averages = np.zeros((count, pieces.shape[1]), np.float32)
-        for values, row in zip(pieces, single, strict=True):
-            for average, coefficient in zip(averages, row, strict=True):
-                average += values * coefficient
-        return averages
-
-    def _digest(self, snapshot: Snapshot, hashes: dict[str, Any]) -> str:
-        return tensors_digest(
-            {
-                jax_path(name): (record.dtype, record.shape, hashes[name].hexdigest())
-                for name, record in snapshot.tensors.items()
-            }
-        )
-
-    def _half(self) -> bool:
-        return any(record.dtype == "float16" for record in self.snapshots[-1].tensors.values())
-
-
-def _add(counts: list[int], done: list[Future]):
-    """Wait for what was begun; what was written is the first of it."""
-    for column, future in enumerate(done):
-        found = future.result()
-        if column < len(counts):
-            counts[column] += found
-
-
-def _write(writing: Writing, average: "np.ndarray", path: str, dtype: Any) -> int:
-    """How many values are NaN or infinite."""
-    import numpy as np
-
-    with np.errstate(over="ignore"):  # infinite, as NVlabs' would be
-        values = np.ascontiguousarray(average.astype(dtype))
-    writing.write(path, _bytes(values))
-    return not_finite(values)
-
-
-def _bytes(array: "np.ndarray") -> memoryview:
-    return array.view("uint8").data

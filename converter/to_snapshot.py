@@ -5,18 +5,20 @@ tensors' values is a copy of an original snapshot.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 import shutil
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jax_edm2.config import EDM2Config
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
-from jax_edm2.record import Encoder, Loss, Record
+from jax_edm2.record import Encoder, Loss, Record, tensors_digest
+from jax_edm2.safetensors_checkpoint import write_at
 from jax_edm2.tensors import Tensor, hashed, refuse_to_lose, stored_dtype
 
 from .errors import ConverterError
@@ -183,27 +185,70 @@ def write_like(
     Same values give the same file, byte for byte. Raises: WriteError if it is of another network; as `write_snapshot`.
     """
     refuse_to_lose(Path(path))
-    if original.config != record.config:
-        raise WriteError(f"{original.path}: is of another network than what is to be written like it")
-    tensors, digest = hashed(tensors)
-    with whole_or_nothing(Path(path), overwrite=overwrite) as temporary:
-        shutil.copyfile(original.path, temporary)
-        with open(temporary, "r+b", buffering=0) as file:
-            for leaf, tensor in tensors.items():
-                place = original.tensors[torch_name(leaf)]
-                if place.dtype != tensor.dtype:
-                    raise WriteError(f"{original.path}: has {torch_name(leaf)} in {place.dtype}, not {tensor.dtype}")
-                file.seek(place.data.offset)
-                for chunk in tensor.chunks() if place.is_c_ordered else [_reordered(tensor, place.order)]:
-                    file.write(chunk)
-            os.fsync(file.fileno())
-        return finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=digest.value))
+    with (
+        whole_or_nothing(Path(path), overwrite=overwrite) as temporary,
+        WritingLike(original, temporary, tensors, record) as writing,
+    ):
+        for name, tensor in tensors.items():
+            for chunk in tensor.chunks():
+                writing.write(name, chunk)
+        return writing.finish(finish)
 
 
-def _reordered(tensor: Tensor, order: tuple[int, ...]) -> memoryview:
+class WritingLike:
+    """A copy of a snapshot in the making: as `jax_edm2.safetensors_checkpoint.Writing`, for its container."""
+
+    def __init__(self, original: Snapshot, path: Path, tensors: Mapping[str, Tensor], record: Record):
+        """Raises: WriteError, OSError."""
+        if original.config != record.config:
+            raise WriteError(f"{original.path}: is of another network than what is to be written like it")
+        self._places = {name: original.tensors[torch_name(name)] for name in tensors}
+        for name, tensor in tensors.items():
+            if (stored := self._places[name].dtype) != tensor.dtype:
+                raise WriteError(f"{original.path}: has {torch_name(name)} in {stored}, not {tensor.dtype}")
+        self._tensors, self._record = tensors, record
+        self._hashes = {name: hashlib.sha256() for name in tensors}
+        self._known: dict[str, str] = {}
+        self._done = dict.fromkeys(tensors, 0)  # bytes
+        self._whole: dict[str, bytearray] = {}  # of tensors whose axes lie in another order in the file
+        if not path.exists():
+            shutil.copyfile(original.path, path)
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
+
+    def write(self, name: str, chunk: "bytes | memoryview"):
+        self._hashes[name].update(chunk)
+        place, done = self._places[name], self._done[name]
+        self._done[name] += len(chunk)
+        if place.is_c_ordered:
+            write_at(self._file.fileno(), chunk, place.data.offset + done)
+            return
+        self._whole.setdefault(name, bytearray()).extend(chunk)
+        if self._done[name] == place.data.length:
+            data = _reordered(self._whole.pop(name), self._tensors[name], place.order)
+            write_at(self._file.fileno(), data, place.data.offset)
+
+    def hash_of(self, name: str) -> str:
+        return self._known.get(name) or self._hashes[name].hexdigest()
+
+    def restore(self, name: str, sha256: str):
+        self._known[name] = sha256
+
+    def finish(self, complete: Callable[[Record], Record]) -> Record:
+        os.fsync(self._file.fileno())
+        lines = {name: (t.dtype, t.shape, self.hash_of(name)) for name, t in self._tensors.items()}
+        dtype, digest = stored_dtype(self._tensors), tensors_digest(lines)
+        return complete(dataclasses.replace(self._record, dtype=dtype, digest=digest))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+def _reordered(data: bytearray, tensor: Tensor, order: tuple[int, ...]) -> memoryview:
     """A tensor's bytes with its axes in another order."""
     import numpy as np
 
-    data = b"".join(map(bytes, tensor.chunks()))
     array = np.frombuffer(data, DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
     return np.ascontiguousarray(array.transpose(order)).reshape(-1).view("uint8").data

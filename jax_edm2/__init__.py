@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from jax_edm2.converter.errors import ConverterError
     from jax_edm2.converter.pretrained import from_pretrained
     from jax_edm2.decoding import make_decoder
-    from jax_edm2.ema import posthoc_coefficients, power_function_exponent, update_average
+    from jax_edm2.ema import (
+        posthoc_average,
+        posthoc_coefficients,
+        power_function_beta,
+        power_function_exponent,
+        update_average,
+    )
     from jax_edm2.folding import fold, nvlabs_gains
     from jax_edm2.generation import Generator
     from jax_edm2.model import Model, Samples
@@ -73,7 +79,9 @@ _HOME = {
     "make_decoder": "decoding",
     "noise_levels": "settings",
     "nvlabs_gains": "folding",
+    "posthoc_average": "ema",
     "posthoc_coefficients": "ema",
+    "power_function_beta": "ema",
     "power_function_exponent": "ema",
     "project_to_sphere": "training",
     "read_record": "checkpoint",

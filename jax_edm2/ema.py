@@ -6,11 +6,12 @@ relative standard deviation `std` says how long it is: 0.1 is a tenth of the tra
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 SHORTEST = 1e-9
 LONGEST = 0.288675134594813  # 1 / sqrt(12), rounded up, where gamma is 0
@@ -34,7 +35,7 @@ def power_function_exponent(std: float) -> float:
 
 
 def update_average(
-    average: Any, variables: Any, *, images_seen: float | jax.Array, batch_size: float | jax.Array, std: float
+    average: Any, variables: Any, *, images_seen: "float | jax.Array", batch_size: "float | jax.Array", std: float
 ) -> Any:
     """Power-function EMA of `variables`, a tree like `average`, after the step ending at images_seen (Eq. 127).
 
@@ -46,18 +47,63 @@ def update_average(
 
     Raises: ValueError for numbers outside these ranges; those that are traced are not checked.
     """
+    import jax
+    import jax.numpy as jnp
+
     before: Any
     share: Any
     if isinstance(images_seen, jax.core.Tracer) or isinstance(batch_size, jax.core.Tracer):
         before = jnp.log1p(-batch_size / images_seen)  # the logarithm of a number that float32 takes for 1
         share = -jnp.expm1(before * (power_function_exponent(std) + 1))
     else:
-        seen, batch = _number(images_seen), _number(batch_size)
-        if not 0 < batch <= seen < math.inf:
-            raise ValueError(f"images_seen must be finite and at least batch_size > 0, not {seen:g} and {batch:g}")
-        before = math.log1p(-batch / seen) if batch < seen else -math.inf
-        share = -math.expm1(before * (power_function_exponent(std) + 1))
+        share = -math.expm1(_logarithm_of_beta(images_seen, batch_size, std))
     return jax.tree_util.tree_map(lambda old, new: old + (new - old) * share, average, variables)
+
+
+def power_function_beta(*, images_seen: float, batch_size: float, std: float) -> float:
+    """How much of an average stays in it, 0 <= beta < 1, at an update after the step ending at images_seen (Eq. 127).
+
+    batch_size: images since the update before, which may be those of many steps. Raises: as `update_average`.
+    """
+    return math.exp(_logarithm_of_beta(images_seen, batch_size, std))
+
+
+def _logarithm_of_beta(images_seen: Any, batch_size: Any, std: float) -> float:
+    seen, batch = _number(images_seen), _number(batch_size)
+    if not 0 < batch <= seen < math.inf:
+        raise ValueError(f"images_seen must be finite and at least batch_size > 0, not {seen:g} and {batch:g}")
+    before = math.log1p(-batch / seen) if batch < seen else -math.inf
+    return before * (power_function_exponent(std) + 1)
+
+
+def posthoc_average(
+    trees: Sequence[Any], stored: Sequence[tuple[float, float]], wanted: tuple[float, float], *, dtype: Any = None
+) -> Any:
+    """An average of another length, made of averages that are in memory: a tree of numpy arrays like the last of them.
+
+    trees: variables or parameters, alike; of variables, the constants are those of the last. stored, wanted: as for
+    `posthoc_coefficients`, of each tree and of the one that is made. Sums are float64, and rounded once to dtype; by
+    default that of the last tree's leaf. Of files, edm2-phema makes many at once, within bounds of memory.
+    Raises: ValueError as `posthoc_coefficients`, and for trees that are not alike or not as many as stored.
+    """
+    import jax
+
+    if len(trees) != len(list(stored)):
+        raise ValueError(f"{len(trees)} trees are not {len(list(stored))} stored averages")
+    coefficients = posthoc_coefficients(stored, [wanted])[:, 0]
+
+    def average(path, *leaves):
+        if any(np.shape(leaf) != np.shape(leaves[-1]) for leaf in leaves):
+            raise ValueError(f"{jax.tree_util.keystr(path)} has not the same shape in all trees")
+        kind = leaves[-1].dtype if dtype is None else dtype
+        if getattr(path[0] if path else None, "key", None) == "constants":
+            return np.asarray(leaves[-1]).astype(kind)
+        total = np.zeros(np.shape(leaves[-1]))
+        for coefficient, leaf in zip(coefficients, leaves, strict=True):
+            total += coefficient * np.asarray(leaf, np.float64)
+        return total.astype(kind)
+
+    return jax.tree_util.tree_map_with_path(average, *trees)
 
 
 def posthoc_coefficients(stored: Sequence[tuple[float, float]], wanted: Sequence[tuple[float, float]]) -> np.ndarray:

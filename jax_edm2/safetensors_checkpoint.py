@@ -117,7 +117,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Record, finish: Ca
 
 
 class Writing:
-    """A new safetensors file: its tensors' bytes come piece by piece, of each tensor in order, by one thread."""
+    """A safetensors file in the making: its tensors' bytes come piece by piece, of each tensor in order, by one thread.
+
+    If there is a file, another process has begun it, and what it did is told to `restore`.
+    """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], record: Record):
         """tensors: what they are; their `chunks` are not asked for. record: all but the digest. Raises: OSError."""
@@ -126,7 +129,8 @@ class Writing:
         self._tensors, self._record = tensors, record
         self._header, self._offsets = self._head(dataclasses.replace(record, digest=tensors_digest({})))
         self._hashes = {name: hashlib.sha256() for name in tensors}
-        self._file = open(path, "wb")  # noqa: SIM115
+        self._known: dict[str, str] = {}
+        self._file = open(path, "r+b" if path.exists() else "wb")  # noqa: SIM115
 
     @property
     def descriptor(self) -> int:
@@ -134,15 +138,23 @@ class Writing:
 
     def write(self, name: str, chunk: "bytes | memoryview"):
         self._hashes[name].update(chunk)
-        _write_at(self.descriptor, chunk, len(self._header) + self._offsets[name])
+        write_at(self.descriptor, chunk, len(self._header) + self._offsets[name])
         self._offsets[name] += len(chunk)
+
+    def hash_of(self, name: str) -> str:
+        """Of what has been written of a tensor."""
+        return self._known.get(name) or self._hashes[name].hexdigest()
+
+    def restore(self, name: str, sha256: str):
+        """A tensor is in the file already, whose bytes have this hash."""
+        self._known[name] = sha256
 
     def finish(self, complete: Callable[[Record], Record]) -> Record:
         """The record with its digest, through `complete`, goes into the file, which is then on the disk."""
-        lines = {name: (t.dtype, t.shape, self._hashes[name].hexdigest()) for name, t in self._tensors.items()}
+        lines = {name: (t.dtype, t.shape, self.hash_of(name)) for name, t in self._tensors.items()}
         record = complete(dataclasses.replace(self._record, digest=tensors_digest(lines)))
         final, _ = self._head(record, len(self._header))
-        _write_at(self.descriptor, final, 0)
+        write_at(self.descriptor, final, 0)
         os.fsync(self.descriptor)
         return record
 
@@ -191,7 +203,8 @@ def _flush(descriptor: int, done: threading.Event):
         os.fsync(descriptor)
 
 
-def _write_at(descriptor: int, data: bytes | memoryview, offset: int):
+def write_at(descriptor: int, data: bytes | memoryview, offset: int):
+    """All of it, whatever the system takes at once."""
     view = memoryview(data)
     while view:
         count = os.pwrite(descriptor, view, offset)

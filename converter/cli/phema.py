@@ -1,6 +1,7 @@
 """edm2-phema: averages of other lengths, made of a training's snapshots."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
 
-from ..phema import Made, PhemaRequest, reconstruct
+from ..phema import SUFFIXES, Made, PhemaRequest, reconstruct
 from ..progress import Advance
 from .options import SETTINGS
 from .run import NOTE, run, say
@@ -71,6 +72,10 @@ class Stds(click.ParamType):
 @click.option("--force", is_flag=True, help="Replace averages that are there already.")
 @click.option("--batch", type=click.IntRange(1), hidden=True, help="Of no use here: all are made at once.")
 @click.option(
+    "--format", "format_", type=click.Choice(list(SUFFIXES)), default="safetensors", show_default=True,
+    help="pkl is a snapshot for NVlabs' tools.",
+)  # fmt: skip
+@click.option(
     "--dtype", type=click.Choice(["keep", "float16", "float32"]), default="keep", show_default=True,
     help="Of the averages; keep is the snapshots'.",
 )  # fmt: skip
@@ -82,17 +87,18 @@ class Stds(click.ParamType):
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_phema(
-    indir, inprefix, instd, outdir, outprefix, outstd, outkimg, skip, force, batch, dtype, nvlabs_rounding, json_
-):
+    indir, inprefix, instd, outdir, outprefix, outstd, outkimg, skip, force, batch, format_, dtype, nvlabs_rounding,
+    json_,
+):  # fmt: skip
     """Make EMA profiles of any length of the snapshots that a training left (post-hoc EMA).
 
     The flags are those of NVlabs' reconstruct_phema.py. The snapshots are read once, whatever the number of profiles;
     nothing in them is executed. Averages are checkpoints for JAX, whose records have the snapshots' digests and the
-    coefficients.
+    coefficients. Killed or interrupted, the same command goes on from where it was.
     """
     request = PhemaRequest(
         indir, outdir, outstd, outkimg=outkimg, outprefix=outprefix, inprefix=inprefix, instd=instd, skip=skip,
-        force=force, dtype=dtype, nvlabs_rounding=nvlabs_rounding,
+        force=force, dtype=dtype, nvlabs_rounding=nvlabs_rounding, format=format_,
     )  # fmt: skip
     report = reconstruct(request, warn=_warn, progress=_bar)
     if json_:
@@ -126,6 +132,7 @@ def _bar(name: str, total: int) -> Iterator[Advance]:
 
 
 def main():
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: our own threads are enough
     run(edm2_phema)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import jax_edm2
-from jax_edm2.converter import phema
+from jax_edm2.converter import averages, phema
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.names import jax_path
 from jax_edm2.converter.phema import PhemaError, PhemaRequest, reconstruct
@@ -56,9 +56,9 @@ def leaves(path):
             for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}  # fmt: skip
 
 
-@pytest.mark.parametrize("at_once", [phema.AT_ONCE, 999])
+@pytest.mark.parametrize("at_once", [averages.PIECE, 999])
 def test_averages_are_rounded_once(folder, inputs, tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(phema, "AT_ONCE", at_once)  # pieces that end within tensors
+    monkeypatch.setattr(averages, "PIECE", at_once)  # pieces that end within tensors
     listener = Listener()
     report = reconstruct(PhemaRequest(folder, tmp_path, WANTED), progress=listener.show)
     profiles = [profile for profile, _ in inputs]

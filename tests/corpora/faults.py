@@ -285,7 +285,7 @@ BEYOND = [
     Fault("noise added without sigma", "gradients", "loss", (TRAIN, "images + sigma * noise", "images + noise")),
     Fault("weights not projected in training", "gradients", "", (TRAIN, "return normalize(value) if", "return value if")),
     Fault("projected over the wrong axes", "gradients", "", (TRAIN, "return normalize(value) if", "return normalize(value, 0) if")),
-    Fault("EMA exponent off by one", "gradients", "ema/", (EMA, "share = -math.expm1(before * (power_function_exponent(std) + 1))", "share = -math.expm1(before * power_function_exponent(std))")),
+    Fault("EMA exponent off by one", "gradients", "ema/", (EMA, "return before * (power_function_exponent(std) + 1)", "return before * power_function_exponent(std)")),
     Fault("EMA of the old value", "gradients", "ema/", (EMA, "old + (new - old) * share", "new + (old - new) * share")),
     Fault("gains without a gradient", "gradients", "gain", (OPS, "gain.astype(w.dtype) * scale", "jax.lax.stop_gradient(gain).astype(w.dtype) * scale")),
     Fault("clipping without a gradient", "gradients", "", (NET, "x = jnp.clip(x,", "x = x - jax.lax.stop_gradient(x) * 0.5 - 0.5 * x + jnp.clip(jax.lax.stop_gradient(x),")),
