@@ -88,9 +88,9 @@ def known(name: str) -> Known:
             config = presets.config(presets.find(name).net)
         except presets.PresetError as error:
             raise UsageError(f"--config-from {name}: there is no such file, and {error}") from None
-        return Known(config, None, name)
+        return Known(config, None, f"the configuration of {name}")
     with open_weights(Path(name)) as weights:
-        return Known(weights.config, weights.encoder, name)
+        return Known(weights.config, weights.encoder, f"the configuration of {name}")
 
 
 def _no_config(path: Path, config_from: str | None):

@@ -34,14 +34,17 @@ ORDERED_DICT = Call(Global("collections", "OrderedDict"), ())
 EMPTY_SET = Call(Global("builtins", "set"), ([],))
 NOTHING = New(EASY_DICT)
 SOURCES = Path(__file__).parent.with_name("torch_ref")
-# Of what NVlabs' tools make of these objects, they write the source as well, if the classes are what they call so.
+# So that what NVlabs' tools write of these objects has the source as well. Others can do without.
 PERSISTENT = """
 
-from torch_utils import persistence
-
-for _name, _class in list(globals().items()):
-    if isinstance(_class, type) and _class.__module__ == __name__:
-        globals()[_name] = persistence.persistent_class(_class)
+try:
+    from torch_utils.persistence import persistent_class
+except ImportError:
+    pass
+else:
+    for _name, _class in list(globals().items()):
+        if isinstance(_class, type) and _class.__module__ == __name__:
+            globals()[_name] = persistent_class(_class)
 """
 BUFFER = 2**20
 
@@ -63,6 +66,7 @@ def write_snapshot(
     Raises: WriteError for an encoder that NVlabs' code does not have; FileExistsError unless `overwrite`; OSError.
     """
     refuse_to_lose(Path(path))
+    _refuse_state(path, record)
     tensors, digest = hashed(tensors)
     content = New(
         EASY_DICT,
@@ -79,6 +83,11 @@ def write_snapshot(
             file.flush()
             os.fsync(file.fileno())
         return finish(dataclasses.replace(record, dtype=stored_dtype(tensors), digest=digest.value))
+
+
+def _refuse_state(path: Any, record: Record):
+    if record.training is not None:
+        raise WriteError(f"{path}: only one network can be written as .pkl: choose with --weights net or ema-STD")
 
 
 class _Network:
@@ -185,6 +194,7 @@ def write_like(
     Same values give the same file, byte for byte. Raises: WriteError if it is of another network; as `write_snapshot`.
     """
     refuse_to_lose(Path(path))
+    _refuse_state(path, record)
     with (
         whole_or_nothing(Path(path), overwrite=overwrite) as temporary,
         WritingLike(original, temporary, tensors, record) as writing,

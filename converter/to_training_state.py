@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_edm2.config import EDM2Config
 from jax_edm2.files import whole_or_nothing
-from jax_edm2.record import Record
+from jax_edm2.record import KEY, Record
 from jax_edm2.state_layout import NET, average_part
 from jax_edm2.tensors import Tensor, hashed, refuse_to_lose, stored_dtype
 
@@ -111,6 +111,7 @@ class _State:
                 "stds": list(training.stds),
                 "emas": [self._dict(average_part(std), names) for std in training.stds],
             },
+            KEY: record.to_json(),  # which NVlabs' code passes over
         }
 
     def _at(self, part: str, name: str) -> Tensor:

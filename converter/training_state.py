@@ -8,8 +8,8 @@ The file is a dictionary (NVlabs/edm2, `torch_utils/distributed.py`, CheckpointI
     optimizer  torch.optim.Adam's state_dict, which counts the network's parameters
     ema        {stds, emas: a state_dict for each}
 
-Nothing in it says how the network was constructed. That is taken from training_options.json beside it, or from another
-network of the run, or from the tensors' shapes.
+Nothing in NVlabs' own says how the network was constructed. That is taken from training_options.json beside it, or from
+another network of the run, or from the tensors' shapes. Those that edm2-convert writes have a record besides.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from typing import Any, TypeGuard
 from jax_edm2 import strict_json
 from jax_edm2.config import ConfigError, EDM2Config, check_tree
 from jax_edm2.messages import brief, listing
-from jax_edm2.record import Encoder, Loss, Training
+from jax_edm2.record import KEY, Encoder, Loss, Record, RecordError, Training
 from jax_edm2.state_layout import MOMENTS, NET, average_part
 
 from .errors import SnapshotError
@@ -78,6 +78,7 @@ class Known:
     config: EDM2Config
     encoder: Encoder | None
     where: str
+    assumed: tuple[str, ...] = ()
 
 
 def read_training_state(path: Path, known: Known | None = None) -> TrainingState:
@@ -117,12 +118,12 @@ def _interpret(path: Path, file: File, top: Any, known: Known | None) -> Trainin
         raise SnapshotError(f"is a file of torch.save, but no training state of EDM2: it has no {missing[0]}")
     net = _tensors(top["net"], NET)
     state, ema, loss = _dict(top["state"], "state"), _dict(top["ema"], "ema"), _loss(top["loss_fn"])
+    if known is None and KEY in top:
+        known = _known(top[KEY])
     if known is None:
-        config, encoder, assumed = _find_out(path, {name: record.shape for name, record in net.items()}, loss)
-    else:
-        config, encoder, assumed = known.config, known.encoder, ()
-    where = f"the configuration of {known.where}" if known else "a configuration"
-    _check_shapes(NET, net, config, f"its tensors are not those of {where}")
+        known = _find_out(path, {name: record.shape for name, record in net.items()}, loss)
+    config = known.config
+    _check_shapes(NET, net, config, f"its tensors are not those of {known.where}")
     stds = ema.get("stds")
     if not isinstance(stds, list | tuple) or len(stds) > MOST_STDS or not all(_number(s) and 0 < s < 1 for s in stds):
         raise SnapshotError(f"its averages are of no standard deviations: {brief(stds)}")
@@ -145,7 +146,7 @@ def _interpret(path: Path, file: File, top: Any, known: Known | None) -> Trainin
     training = dataclasses.replace(
         training, images=images, seconds=float(seconds), stds=tuple(float(std) for std in stds)
     )
-    return TrainingState(path, file, config, tensors, encoder, loss, training, assumed)
+    return TrainingState(path, file, config, tensors, known.encoder, loss, training, known.assumed)
 
 
 def _dict(value: Any, what: str) -> dict[Any, Any]:
@@ -236,10 +237,18 @@ def _step(file: File, value: Any) -> int:
 # The configuration
 
 
-def _find_out(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], loss: Loss
-) -> tuple[EDM2Config, Encoder | None, tuple[str, ...]]:
-    """(configuration, encoder, what is assumed)."""
+def _known(text: Any) -> Known:
+    """From the record that edm2-convert puts into the files that it writes."""
+    if not isinstance(text, str):
+        raise SnapshotError(f"its {KEY} is no text")
+    try:
+        record = Record.from_json(text)
+    except RecordError as error:
+        raise SnapshotError(str(error)) from None
+    return Known(record.config, record.encoder, f"its {KEY} record", record.assumed or ())
+
+
+def _find_out(path: Path, shapes: Mapping[str, tuple[int, ...]], loss: Loss) -> Known:
     said = seen(shapes)
     options = path.with_name(OPTIONS)
     try:
@@ -247,7 +256,8 @@ def _find_out(
             said["sigma_data"] = loss.sigma_data
             config = EDM2Config(**said)
             kind = RGB if config.img_channels == 3 else VAE
-            return config, _encoder({"class_name": kind}), (*assumptions(config, said), f"encoder={kind}")
+            assumed = (*assumptions(config, said), f"encoder={kind}")
+            return Known(config, _encoder({"class_name": kind}), "the configuration that their shapes suggest", assumed)
         content = strict_json.load(options, most_bytes=2**20)
         network, encoder = (content.get(key) if isinstance(content, dict) else None for key in (
             "network_kwargs", "encoder_kwargs"))  # fmt: skip
@@ -258,7 +268,7 @@ def _find_out(
         if unknown := sorted(arguments.keys() - known):
             raise SnapshotError(f"{options.name} beside it has the unknown argument {brief(unknown[0])}")
         shape = {key: said[key] for key in ("img_resolution", "img_channels", "label_dim")}
-        return EDM2Config(**shape | arguments), _encoder(encoder), ()
+        return Known(EDM2Config(**shape | arguments), _encoder(encoder), f"the configuration in {options.name}")
     except strict_json.JSONError as error:
         raise SnapshotError(f"{options.name} beside it {error}; give --config-from") from None
     except ConfigError as error:
