@@ -43,9 +43,10 @@ verify-memory: $(READY)  ## edm2-verify on the largest published size, its peak 
 hostile: $(READY)  ## hundreds of broken or hostile inputs, and what edm2-convert says to each: make hostile ARGS=--messages
 	$(BIN)/python -m tests.surveys.hostile $(ARGS)
 
-fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), truths (2,000), checkpoints (6,000, and flipped bits)
+fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), training states (5,000), truths (2,000), checkpoints (6,000, and flipped bits)
 	$(BIN)/python -m tests.surveys.fuzz $(ARGS)
 	$(BIN)/python -m tests.surveys.differential
+	$(BIN)/python -m tests.surveys.fuzz_states
 	$(BIN)/python -m tests.surveys.fuzz_truths
 	$(BIN)/python -m tests.surveys.fuzz_checkpoints
 

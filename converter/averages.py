@@ -171,12 +171,14 @@ class Done:
 class Journal:
     """What has been done, in a folder with the files that are not yet finished; it is for one process at a time.
 
-    tensors: by NVlabs' name. placed: records of the averages that are where they belong, by column.
+    tensors: by NVlabs' name. placed: records of the averages that are where they belong, by column. placing: columns
+    of those that are there if anything is.
     """
 
     folder: Path
     tensors: dict[str, Done] = field(default_factory=dict)
     placed: dict[int, Record] = field(default_factory=dict)
+    placing: set[int] = field(default_factory=set)
     _file: Any = None
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -222,11 +224,15 @@ class Journal:
             for line in map(json.loads, lines[1:]):
                 if "placed" in line:
                     self.placed[line["placed"]] = Record.from_json(line["record"])
+                elif "placing" in line:
+                    self.placing.add(line["placing"])
                 else:
-                    self.tensors[line.pop("tensor")] = Done(**line)
+                    name = line.pop("tensor")
+                    self.tensors[name] = Done(**line)
         except (ValueError, KeyError, TypeError):
             self.tensors.clear()
             self.placed.clear()
+            self.placing.clear()
             return False
         return True
 
@@ -234,6 +240,11 @@ class Journal:
         with self._lock:
             self.tensors[name] = done
             self._line({"tensor": name, **dataclasses.asdict(done)})
+
+    def begin_to_place(self, column: int):
+        """What is from now on where an average belongs is that average."""
+        self.placing.add(column)
+        self._line({"placing": column})
 
     def place(self, column: int, record: Record):
         self.placed[column] = record

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -139,13 +140,12 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
     if not outputs:
         return PhemaReport([], skipped)
     coefficients, condition = _coefficients(inputs, images, list(outputs), request.nvlabs_rounding)
-    request.outdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         snapshots = [stack.enter_context(read_snapshot(each.path)) for each in inputs]
         _refuse_strangers(snapshots)
         work = _Work(request, inputs, snapshots, coefficients, condition, images, outputs)
-        key = work.key()
-        journal = stack.enter_context(Journal.opened(request.outdir / f".{name}.phema", key))
+        request.outdir.mkdir(parents=True, exist_ok=True)
+        journal = stack.enter_context(Journal.opened(request.outdir / f".{name}.phema", work.key()))
         made = work.run(journal, progress)
     for each in made:
         if each.error > 0.01:
@@ -253,7 +253,7 @@ class _Work:
 
     def run(self, journal: Journal, progress: Progress) -> list[Made]:
         for column, path in enumerate(self.outputs.values()):
-            if column not in journal.placed:
+            if column not in journal.placed and column not in journal.placing:
                 refuse_to_lose(path, unless=ORBAX_MARK if self.request.format == "orbax" else None)
                 if path.exists() and not self.request.force:
                     raise FileExistsError(f"{path} exists")
@@ -303,11 +303,17 @@ class _Work:
             return dataclasses.replace(record, average=average, not_finite=count)
 
         record, part = writing.finish(complete), journal.folder / str(column)
+        if column in journal.placing and path.exists() and not self.request.force:
+            return record
+        journal.begin_to_place(column)
         if self.request.format == "orbax":
             with read_checkpoint(part) as weights:
                 return convert(weights, path, format="orbax", overwrite=self.request.force)
         with whole_or_nothing(path, overwrite=self.request.force) as temporary:
-            os.link(part, temporary)  # and not moved: if this is the last thing that is done, it is done again
+            try:
+                os.link(part, temporary)  # and not moved: if nothing is done after this, it is done again
+            except OSError:  # not on every file system
+                shutil.copyfile(part, temporary)
         return record
 
     def _made(self, column: int, path: Path, record: Record) -> Made:

@@ -1,5 +1,6 @@
 """A tenth of what `make fuzz` does."""
 
+from tests.surveys import fuzz_states
 from tests.surveys.fuzz import fuzz
 
 
@@ -8,3 +9,10 @@ def test_mutants(digits_pkl):
     assert problems == []
     assert sum(outcomes.values()) == 2000
     assert sum(count for (_, outcome), count in outcomes.items() if outcome != "refused") > 20  # or it tests little
+
+
+def test_mutants_of_training_states():
+    outcomes, problems = fuzz_states.fuzz(500, 1)
+    assert problems == []
+    assert sum(outcomes.values()) == 500
+    assert sum(count for (_, outcome), count in outcomes.items() if outcome != "refused") > 20

@@ -6,7 +6,7 @@ from tests.surveys.hostile import INPUTS, run
 
 
 def test_there_are_many_and_each_has_a_name():
-    assert len(INPUTS) >= 120
+    assert len(INPUTS) >= 250
     assert len({(case.kind, case.name) for case in INPUTS}) == len(INPUTS)
 
 

@@ -1,6 +1,8 @@
 """Post-hoc EMA: what snapshots make, beside float64 and beside NVlabs' order of operations in torch."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,11 +12,15 @@ import torch
 import jax_edm2
 from jax_edm2.converter import averages, phema
 from jax_edm2.converter.convert import convert
+from jax_edm2.converter.errors import UsageError
 from jax_edm2.converter.names import jax_path
+from jax_edm2.converter.networks import record_of
 from jax_edm2.converter.phema import PhemaError, PhemaRequest, reconstruct
 from jax_edm2.converter.snapshot import Snapshot, read_snapshot
 from jax_edm2.ema import nvlabs_coefficients, posthoc_coefficients
 from jax_edm2.torch_ref.snapshot import write_snapshot
+from tests.support import children
+from tests.support.children import duration, kill_at_random
 from tests.support.command_line import Tool
 from tests.support.listener import Listener
 from tests.support.networks import network
@@ -136,6 +142,93 @@ def test_an_error_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         reconstruct(PhemaRequest(folder, tmp_path, (0.1,)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_hold_the_same(folder, tmp_path):
+    made = {}
+    for form in ("safetensors", "orbax", "pkl"):
+        (found,) = reconstruct(PhemaRequest(folder, tmp_path, (0.15,), format=form)).made
+        made[form] = found.record.digest
+        assert found.path.suffix == f".{form}"
+        if form != "pkl":
+            assert jax_edm2.read_record(found.path) == found.record
+    assert len(set(made.values())) == 1
+    with read_snapshot(tmp_path / "phema-0000524-0.150.pkl") as snapshot:
+        assert record_of(snapshot).digest == made["pkl"]
+        with read_snapshot(folder / "run-0000524-0.100.pkl") as last:
+            assert snapshot.source == last.source
+    with pytest.raises(UsageError, match="--format pkl has the snapshots' dtype"):
+        PhemaRequest(folder, tmp_path, (0.15,), format="pkl", dtype="float32")
+
+
+def test_killed_at_any_moment(folder, tmp_path, monkeypatch):
+    """SIGKILL at 50 random moments: outputs are old or new, and who goes on gets what nobody interrupted."""
+    monkeypatch.setattr(averages, "PIECE", 999)
+    request = PhemaRequest(folder, tmp_path / "whole", WANTED)
+    whole = {made.path.name: made.path.read_bytes() for made in reconstruct(request).made}
+    out, resumed, placed = tmp_path / "out", 0, 0
+    arguments = str(folder), str(out), WANTED
+    longest = 1.2 * sorted(duration(children.phema, arguments) for _ in range(3))[1]
+    for i in range(50):
+        shutil.rmtree(out)
+        kill_at_random(children.phema, arguments, longest, i)
+        left = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} if out.exists() else {}
+        assert left.items() <= whole.items()
+        journal = out / ".phema-0000524.phema" / "journal"
+        resumed += journal.exists() and '"tensor"' in journal.read_text()
+        placed += bool(left) and journal.exists()
+        if left and not journal.exists():
+            assert left == whole
+            continue
+        reconstruct(dataclasses.replace(request, outdir=out))
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    assert resumed > 5
+    assert placed >= 0
+
+
+def test_it_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    """Tensors that are done are not read again; what was begun otherwise is not gone on with."""
+    request, read = PhemaRequest(folder, tmp_path, (0.1, 0.2)), []
+    write, count = averages.Averages._tensor, []
+
+    def interrupted(self, name, *arguments):
+        if len(count) == 10:
+            raise KeyboardInterrupt
+        count.append(name)
+        return write(self, name, *arguments)
+
+    monkeypatch.setattr(averages, "MOST_THREADS", 1)
+    monkeypatch.setattr(averages.Averages, "_tensor", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(request)
+    assert [path.name for path in tmp_path.iterdir()] == [".phema-0000524.phema"]
+    monkeypatch.setattr(averages.Averages, "_tensor", lambda self, name, *a: read.append(name) or write(self, name, *a))
+    busy = averages.Journal.opened(tmp_path / ".busy", "x")
+    with busy, pytest.raises(averages.BusyError, match="is at work here"):
+        averages.Journal.opened(tmp_path / ".busy", "x").__enter__()
+    made = reconstruct(request).made
+    assert not set(count) & set(read)
+    assert set(count) | set(read) == set(open_names(folder))
+    for other in (dataclasses.replace(request, outdir=tmp_path / "b"), dataclasses.replace(request, force=True)):
+        assert [m.record for m in reconstruct(other).made] == [m.record for m in made]
+        assert set(read) == set(open_names(folder))
+
+
+def open_names(folder):
+    with read_snapshot(next(folder.iterdir())) as snapshot:
+        return list(snapshot.tensors)
+
+
+def test_trees_in_memory(folder, inputs, tmp_path):
+    profiles = [profile for profile, _ in inputs]
+    trees = [jax_edm2.from_pretrained(folder / f"run-{int(t) // 1000:07d}-{s:.3f}.pkl").variables for t, s in profiles]
+    (made,) = reconstruct(PhemaRequest(folder, tmp_path, (0.15,))).made
+    tree = jax_edm2.posthoc_average(trees, profiles, (profiles[-1][0], 0.15), dtype=np.float16)
+    found = leaves(made.path)
+    for path, value in jax.tree_util.tree_leaves_with_path(tree):
+        np.testing.assert_array_equal(value, found[jax.tree_util.keystr(path, simple=True, separator="/")])
+    with pytest.raises(ValueError, match="7 trees are not 8 stored averages"):
+        jax_edm2.posthoc_average(trees[1:], profiles, (1000, 0.15))
 
 
 def test_snapshots_that_do_not_fit(folder, tmp_path):

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import time
 
-import numpy as np
 import pytest
 
 from jax_edm2 import files, read_record
@@ -14,23 +12,8 @@ from jax_edm2.files import whole_or_nothing
 from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.jax_edm2.test_parity import CONFIG
 from tests.support import children
+from tests.support.children import duration, kill_at_random
 from tests.support.networks import network
-
-
-def kill_at_random(function, arguments, longest, seed):
-    """Kill a process that calls a function, at a random moment. Was it killed in the midst?"""
-    process = children.start(function, *arguments)
-    time.sleep(np.random.default_rng(seed).uniform(0, longest))
-    process.kill()
-    process.join()
-    return process.exitcode != 0
-
-
-def duration(function, arguments):
-    """Seconds that a process takes to call a function, on this machine and with what else it is doing."""
-    started = time.perf_counter()
-    children.start(function, *arguments).join()
-    return time.perf_counter() - started
 
 
 def names(folder):

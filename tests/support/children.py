@@ -5,6 +5,7 @@ import fcntl
 import importlib
 import multiprocessing
 import os
+import random
 import re
 import resource
 import sys
@@ -53,6 +54,14 @@ def convert(source: str, target: str):
 
     with read_snapshot(source) as snapshot:
         convert(snapshot, target, overwrite=True)
+
+
+def phema(indir: str, outdir: str, stds: tuple[float, ...]):
+    from jax_edm2.converter import averages
+    from jax_edm2.converter.phema import PhemaRequest, reconstruct
+
+    averages.PIECE = 999
+    reconstruct(PhemaRequest(Path(indir), Path(outdir), stds, force=True))
 
 
 COMMANDS = {
@@ -136,3 +145,19 @@ def start(function, *arguments):
         process = FORKS.Process(target=function, args=arguments)
         process.start()
     return process
+
+
+def kill_at_random(function, arguments, longest, seed):
+    """Kill a process that calls a function, at a random moment. Was it killed in the midst?"""
+    process = start(function, *arguments)
+    time.sleep(random.Random(seed).uniform(0, longest))
+    process.kill()
+    process.join()
+    return process.exitcode != 0
+
+
+def duration(function, arguments):
+    """Seconds that a process takes to call a function, on this machine and with what else it is doing."""
+    started = time.perf_counter()
+    start(function, *arguments).join()
+    return time.perf_counter() - started

@@ -18,6 +18,7 @@ from tests.corpora import (
     hostile_networks,
     hostile_orbax,
     hostile_snapshots,
+    hostile_states,
     hostile_truths,
     hostile_vaes,
 )
@@ -25,7 +26,9 @@ from tests.corpora.hostile_pickles import SENTINEL
 from tests.corpora.inputs import ACCEPT, Input
 from tests.support import children
 
-CORPORA = (hostile_snapshots, hostile_networks, hostile_checkpoints, hostile_orbax, hostile_vaes)
+CORPORA = (
+    hostile_snapshots, hostile_networks, hostile_checkpoints, hostile_orbax, hostile_vaes, hostile_states,
+)  # fmt: skip
 INPUTS = [case for corpus in CORPORA for case in corpus.INPUTS]
 CHARACTERS = 2000
 PATIENCE = 120  # seconds, after which a process is taken to wait for something that never comes
