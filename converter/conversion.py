@@ -25,6 +25,7 @@ from .convert import checkpoint_tensors, convert, describe
 from .downloads.cache import sha256 as file_sha256
 from .errors import UsageError
 from .flops import paper_flops
+from .memory import give_back_at_once
 from .opening import is_training_state, open_weights
 from .progress import Progress, Warn, silent
 from .snapshot import read_snapshot
@@ -229,6 +230,8 @@ class _Work:
     ) -> Record:
         request = self.request
         total = sum(record.data.length for record in weights.tensors.values()) * (2 if self.format == "orbax" else 1)
+        if self.format == "orbax":
+            give_back_at_once()
         with contextlib.ExitStack() as stack:
             like = stack.enter_context(read_snapshot(request.like)) if request.like else None
             advance = stack.enter_context(self.progress(weights.path.name, total))

@@ -21,6 +21,7 @@ from jax_edm2.settings import noise_levels
 from jax_edm2.training import denoising_loss
 
 from ...convert import describe
+from ...memory import make_room
 from ...networks import in_memory
 from ...opening import is_checkpoint, open_side
 from ...weights import Weights
@@ -29,7 +30,7 @@ from ..outcome import Progress
 from ..taps import Tap
 from .precision import jax_dtype, jax_precision
 from .taps import TappedNetwork
-from .unread import Unread, make_room, shapes, stored, unread
+from .unread import Unread, shapes, stored, unread
 
 
 class Candidate:

@@ -1,8 +1,5 @@
 """A network's variables whose weights stay in their file: each is read when it is asked for, and held by nobody."""
 
-import contextlib
-import ctypes
-import gc
 from typing import Any
 
 import jax
@@ -48,13 +45,6 @@ def raised(variables: Any) -> Any:
 def stored(variables: Any) -> Any:
     """All of them as they are stored: for a network as a whole, which raises them itself, one by one."""
     return jax.tree_util.tree_map(lambda x: jnp.asarray(x.stored()) if isinstance(x, Unread) else x, variables)
-
-
-def make_room():
-    """Give back what nobody uses: garbage that waits to be collected, and what glibc keeps of all that was freed."""
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # other systems' C libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def shapes(variables: Any, dtype: Any = None) -> Any:
