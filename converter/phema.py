@@ -24,6 +24,7 @@ from jax_edm2.record import Average, Record, tensors_digest
 from jax_edm2.safetensors_checkpoint import Writing
 from jax_edm2.tensors import Tensor, refuse_to_lose, stored_dtype
 
+from . import presets
 from .averages import Averages, Journal
 from .checkpoint_weights import read_checkpoint
 from .convert import convert, describe
@@ -31,6 +32,7 @@ from .errors import ConverterError, UsageError
 from .names import jax_path
 from .progress import Progress, Warn, silent
 from .snapshot import Snapshot, read_snapshot
+from .sources import Fetching, check_snapshot
 from .to_snapshot import WritingLike
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class PhemaError(ConverterError):
 class PhemaRequest:
     """Averages that are to be made.
 
-    indir: a folder of snapshots, whose names end in -KIMG-STD.pkl. outdir: for OUTPREFIX-KIMG-STD.safetensors. outstd:
+    indir: a folder of snapshots, whose names end in -KIMG-STD.pkl; or the name of a published training run, of which
+    those up to outkimg are fetched. outdir: for OUTPREFIX-KIMG-STD.safetensors. outstd:
     relative standard deviations, 0 < std < 0.289. outkimg: the time of the averages, which is that of one of the
     snapshots; the last by default. inprefix, instd: which snapshots. skip: averages that are there are left; force:
     they are replaced. dtype: keep (the snapshots'), float16 or float32. format: safetensors, orbax, or pkl: the last
@@ -70,6 +73,7 @@ class PhemaRequest:
     dtype: str = "keep"
     nvlabs_rounding: bool = False
     format: str = "safetensors"
+    fetching: Fetching = field(default_factory=Fetching)
 
     def __post_init__(self):
         if not self.outstd:
@@ -89,6 +93,7 @@ class Input:
     """A snapshot's file, and what its name says."""
 
     path: Path
+    name: str  # which its path in the cache has not
     prefix: str
     images: int
     std: float
@@ -160,17 +165,21 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
 
 
 def find_inputs(request: PhemaRequest) -> list[Input]:
-    """By time, then by std. Raises: PhemaError, OSError."""
-    if not request.indir.is_dir():
-        raise PhemaError(f"{request.indir}: there is no such folder")
+    """By time, then by std; those of a published run are fetched. Raises: ConverterError, OSError."""
+    names: dict[str, Path | None]
+    if request.indir.is_dir():
+        names = {path.name: path for path in sorted(request.indir.iterdir()) if path.is_file()}
+    else:
+        names = dict.fromkeys(_published(request))
     found = []
-    for path in sorted(request.indir.iterdir()):
-        match = FILE_NAME.fullmatch(path.name)
-        if not match or not path.is_file() or request.inprefix not in (None, match["prefix"]):
+    for name, path in names.items():
+        match = FILE_NAME.fullmatch(name)
+        if not match or request.inprefix not in (None, match["prefix"]):
             continue
         std = float(match["std"])
         if request.instd is None or std in request.instd:
-            found.append(Input(path, match["prefix"], images_of(int(match["kimg"]), str(path)), std))
+            path = path or request.fetching.fetch(presets.raw_url(name), check_snapshot)
+            found.append(Input(path, name, match["prefix"], images_of(int(match["kimg"]), str(path)), std))
     if not found:
         raise PhemaError(
             f"{request.indir}: has no snapshots with names such as {request.inprefix or 'NAME'}-0134217-0.100.pkl"
@@ -180,6 +189,13 @@ def find_inputs(request: PhemaRequest) -> list[Input]:
             f"{request.indir}: has snapshots of several runs ({', '.join(prefixes[:4])}); choose with --inprefix"
         )
     return sorted((each for each in found if each.images), key=lambda each: each.profile)
+
+
+def _published(request: PhemaRequest) -> list[str]:
+    try:
+        return [f"{name}.pkl" for name in presets.raw_snapshots(str(request.indir), request.outkimg)]
+    except presets.PresetError as error:
+        raise PhemaError(f"{request.indir}: there is no such folder, and {error}") from None
 
 
 def images_of(kimg: int, where: str) -> int:
@@ -245,7 +261,7 @@ class _Work:
 
     def key(self) -> str:
         """What the averages depend on: who has the same may go on with them."""
-        status = [(each.path.name, (s := each.path.stat()).st_size, s.st_mtime_ns) for each in self.inputs]
+        status = [(each.name, (s := each.path.stat()).st_size, s.st_mtime_ns) for each in self.inputs]
         request = self.request
         wanted = [str(path) for path in self.outputs.values()], request.dtype, request.nvlabs_rounding, request.format
         content = [status, self.coefficients.tolist(), *wanted]
@@ -325,7 +341,7 @@ class _Work:
         """All but the digests, which have the length that they will have."""
         average = Average(
             std=float(list(self.outputs)[column]), images=self.images,
-            names=tuple(each.path.name for each in self.inputs),
+            names=tuple(each.name for each in self.inputs),
             digests=(tensors_digest({}),) * len(self.inputs), images_seen=tuple(each.images for each in self.inputs),
             stds=tuple(each.std for each in self.inputs), coefficients=tuple(map(float, self.coefficients[:, column])),
             condition=self.condition,

@@ -22,6 +22,14 @@ FILE_NAME = re.compile(
 )
 
 
+RAW_INTERVAL = 32 * 2**20  # images between published raw snapshots
+RAW_LENGTHS = {  # of training runs, in millions (2^20) of images (arXiv 2312.02696, Tables 2 and 6)
+    **{f"edm2-img512-{size}": 2048 for size in ("xs", "s", "m", "xs-uncond", "s-uncond")},
+    "edm2-img512-l": 1792, "edm2-img512-xl": 1280, "edm2-img512-xxl": 896,
+    "edm2-img64-xs": 1024, "edm2-img64-s": 1024, "edm2-img64-m": 2048, "edm2-img64-l": 1024, "edm2-img64-xl": 640,
+}  # fmt: skip
+
+
 MODEL_CHANNELS = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
 
 
@@ -110,6 +118,14 @@ def find(name: str) -> Preset:
     raise PresetError(f"there is no preset {name!a:.100}; {hint}")
 
 
+def raw_snapshots(run: str, most_kimg: int | None = None) -> list[str]:
+    """File names of a published training run's raw snapshots, up to a time. Raises: PresetError."""
+    if run not in RAW_LENGTHS:
+        raise PresetError(f"there are no raw snapshots of a run {run!a:.100}; there are of {', '.join(RAW_LENGTHS)}")
+    times = [i * RAW_INTERVAL // 1000 for i in range(1, RAW_LENGTHS[run] * 2**20 // RAW_INTERVAL + 1)]
+    return [f"{run}-{t:07d}-{std}" for t in times if most_kimg is None or t <= most_kimg for std in RAW_STDS]
+
+
 def _match(network: str) -> re.Match:
     if not (match := FILE_NAME.fullmatch(network)):
         raise PresetError(f"{network!a:.100} is no published network's file name")
@@ -138,8 +154,14 @@ def url(network: str) -> str:
     network = network.removesuffix(".pkl")
     match = _match(network)
     if network not in NETWORKS and match["std"] in RAW_STDS:
-        return f"{RAW_ROOT}/{match['run']}/{network}.pkl"
+        return raw_url(network)
     return f"{ROOT}/{network}.pkl"
+
+
+def raw_url(network: str) -> str:
+    """Where a raw snapshot of a published run lies, likewise."""
+    network = network.removesuffix(".pkl")
+    return f"{RAW_ROOT}/{_match(network)['run']}/{network}.pkl"
 
 
 def catalog() -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Fetching:
     def bring(self, location: Location) -> Path:
         """The path of a snapshot on this disk. Raises: ConverterError, OSError."""
         if location.remote:
-            return self.fetch(location.text, _check, self.sha256)
+            return self.fetch(location.text, check_snapshot, self.sha256)
         path = Path(location.text)
         if self.sha256 is not None and path.is_dir():
             raise CacheError(f"{path}: is a folder, which has no sha256")
@@ -73,7 +73,8 @@ class Fetching:
         return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
 
 
-def _check(path: Path):
+def check_snapshot(path: Path):
+    """Raises: ConverterError."""
     open_weights(path).close()
 
 

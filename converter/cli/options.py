@@ -61,10 +61,15 @@ def state_options(command: Callable) -> Callable:
 
 def source_options(command: Callable) -> Callable:
     """Adds --preset, --sha256, --cache-dir, --offline and --timeout to a command."""
+    preset = click.option("--preset", metavar="NAME", shell_complete=_presets, help=PRESETS)
+    sha256 = click.option("--sha256", metavar="HEX", callback=_sha256, help="What the snapshot's file must have.")
+    return preset(sha256(download_options(command)))
+
+
+def download_options(command: Callable) -> Callable:
+    """Adds --cache-dir, --offline and --timeout to a command."""
     for option in reversed(
         (
-            click.option("--preset", metavar="NAME", shell_complete=_presets, help=PRESETS),
-            click.option("--sha256", metavar="HEX", callback=_sha256, help="What the snapshot's file must have."),
             click.option(
                 "--cache-dir",
                 type=click.Path(path_type=Path, file_okay=False),

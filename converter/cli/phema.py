@@ -12,7 +12,8 @@ from jax_edm2.strict_json import dumps
 
 from ..phema import SUFFIXES, Made, PhemaRequest, reconstruct
 from ..progress import Advance
-from .options import SETTINGS
+from ..sources import Fetching
+from .options import SETTINGS, download_options
 from .run import NOTE, run, say
 
 EPILOG = """\b
@@ -21,6 +22,11 @@ Examples:
       --outstd=0.150
   edm2-phema --indir=raw-snapshots/edm2-img512-xs --outdir=out \\
       --outstd=0.010,0.015,...,0.250
+
+\b
+Of a published run, whose snapshots are fetched (up to 159 GB):
+  edm2-phema --indir=edm2-img512-xs --outkimg=134217 --outdir=out \\
+      --outstd=0.150
 
 Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted.
 """
@@ -61,7 +67,12 @@ class Stds(click.ParamType):
 
 
 @click.command(name="edm2-phema", epilog=EPILOG, context_settings=SETTINGS)
-@click.option("--indir", type=click.Path(path_type=Path), required=True, help="Folder of snapshots, -KIMG-STD.pkl.")
+@click.option(
+    "--indir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of snapshots, -KIMG-STD.pkl; or a published run's name.",
+)
 @click.option("--inprefix", metavar="NAME", help="Only this run's: what stands before -KIMG-STD.pkl.")
 @click.option("--instd", type=Stds(), help="Only those with these relative standard deviations.")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for averages.")
@@ -84,11 +95,12 @@ class Stds(click.ParamType):
     is_flag=True,
     help="Round as reconstruct_phema.py does: the same bits, less exact.",
 )
+@download_options
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_phema(
     indir, inprefix, instd, outdir, outprefix, outstd, outkimg, skip, force, batch, format_, dtype, nvlabs_rounding,
-    json_,
+    cache_dir, offline, timeout, json_,
 ):  # fmt: skip
     """Make EMA profiles of any length of the snapshots that a training left (post-hoc EMA).
 
@@ -99,6 +111,7 @@ def edm2_phema(
     request = PhemaRequest(
         indir, outdir, outstd, outkimg=outkimg, outprefix=outprefix, inprefix=inprefix, instd=instd, skip=skip,
         force=force, dtype=dtype, nvlabs_rounding=nvlabs_rounding, format=format_,
+        fetching=Fetching(None, cache_dir, offline, timeout),
     )  # fmt: skip
     report = reconstruct(request, warn=_warn, progress=_bar)
     if json_:

@@ -1,18 +1,23 @@
 """Presets, and the commands that work with what is fetched."""
 
+import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import jax_edm2
-from jax_edm2.converter import presets
+from jax_edm2.converter import phema, presets
 from jax_edm2.converter.cli.convert import edm2_convert
 from jax_edm2.converter.cli.verify import edm2_verify
 from jax_edm2.converter.errors import ConverterError
+from jax_edm2.converter.networks import record_of
 from jax_edm2.converter.presets import ALIASES, PRESETS, PresetError, find, tensor_bytes, url
 from jax_edm2.converter.processes import ROOT
+from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.sources import Fetching
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import published_config
 from tests.support.server import Server
@@ -216,3 +221,20 @@ def test_cache_commands(server, tmp_path):
     (tmp_path / "dnnlib" / "downloads" / f"{'0' * 32}_stylegan.pkl").write_text("somebody else's")
     assert "1 files and 0 parts removed" in cache("clear", "--all").output
     assert [entry.name for entry in (tmp_path / "dnnlib" / "downloads").iterdir()] == [f"{'0' * 32}_stylegan.pkl"]
+
+
+def test_averages_of_a_published_run(server, digits_pkl, tmp_path, monkeypatch):
+    """Its snapshots are fetched up to the time that is asked for, and no more than once."""
+    monkeypatch.setitem(presets.RAW_LENGTHS, "edm2-img512-xs", 160)
+    assert len(presets.raw_snapshots("edm2-img512-xs")) == 10
+    request = phema.PhemaRequest(Path("edm2-img512-xs"), tmp_path / "out", (0.07, 0.12), outkimg=100663)
+    for each in (request, dataclasses.replace(request, force=True, fetching=Fetching(offline=True))):
+        made = phema.reconstruct(each).made
+        assert len(server.requests) == 6
+    times = [name.split("-")[-2] for name in made[0].record.average.names]
+    assert times == ["0033554", "0033554", "0067108", "0067108", "0100663", "0100663"]
+    assert made[0].path.name == "phema-0100663-0.070.safetensors"
+    with read_snapshot(digits_pkl) as snapshot:  # of which all are copies
+        assert {each.record.digest for each in made} == {record_of(snapshot).digest}
+    with pytest.raises(phema.PhemaError, match="there is no such folder, and there are no raw snapshots of a run 'x'"):
+        phema.reconstruct(dataclasses.replace(request, indir=Path("x")))
