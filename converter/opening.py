@@ -4,6 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from jax_edm2.checkpoint import read_record
 from jax_edm2.record import Record
 from jax_edm2.state_layout import average_part, networks
 
@@ -24,7 +25,9 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def is_training_state(path: Path) -> bool:
-    """A zip archive, as torch.save makes them. Raises: SnapshotError, OSError."""
+    """A zip archive, as torch.save makes them, or what was made of one. Raises: ConverterError, CheckpointError."""
+    if is_checkpoint(path):
+        return read_record(path).training is not None
     descriptor = open_file(path)
     try:
         return os.pread(descriptor, 2, 0) == b"PK"
@@ -67,11 +70,9 @@ def open_network(path: Path, part: str | None = None, config_from: str | None = 
 
 def open_side(path: Path, part: str | None = None, config_from: str | None = None) -> Weights:
     """Likewise, where the choice is for whichever of several files is a training state."""
-    whole = open_weights(path, config_from=config_from if not is_checkpoint(path) and is_training_state(path) else None)
-    if not parts(whole):
-        return whole
-    whole.close()
-    return open_network(path, part, config_from)
+    if is_training_state(path):
+        return open_network(path, part, None if is_checkpoint(path) else config_from)
+    return open_weights(path)
 
 
 def parts(weights: Weights) -> tuple[str, ...]:

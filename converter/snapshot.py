@@ -91,7 +91,9 @@ def open_file(path: Path) -> int:
 def _check_beginning(file: File):
     start = file.read(0, min(file.size, 16))
     if start.startswith(b"PK"):
-        raise PickleError("is a zip file (a torch checkpoint, perhaps a training-state .pt), not a snapshot (.pkl)")
+        raise PickleError(
+            "is a zip file, not a snapshot (.pkl): of a training state (.pt), edm2-convert --weights takes a network"
+        )
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < file.size:
         raise PickleError("is a safetensors file, converted already")
     if start[:1] != b"\x80":

@@ -116,8 +116,9 @@ def edm2_convert(
         if conversion.guide is not None:
             _show(conversion.guide)
         _show(conversion.network)
-        if not dry_run:
-            _hint(source or f"--preset {preset}", conversion.network.output)
+        if conversion.network.output is not None and conversion.network.metadata.get("training") is None:
+            chosen = f"--weights {weights} " if weights else ""
+            _hint(f"{chosen}{source}" if source else f"--preset {preset}", conversion.network.output)
     if json_:
         click.echo(dumps(found[0] if len(found) == 1 else {"conversions": found}))
 
@@ -126,7 +127,7 @@ for command in (cache, check, inspect):
     edm2_convert.add_command(command)
 
 
-def _hint(source: str, output: Path | None):
+def _hint(source: str, output: Path):
     """What comes next, for a person."""
     if sys.stderr is not None and sys.stderr.isatty():
         say(f"now: edm2-verify {source} --checkpoint {output}", err=True, style=HINT)

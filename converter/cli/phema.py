@@ -128,7 +128,8 @@ def _show(made: Made):
     assert average is not None
     say(
         f"{made.path}: of {len(average.names)} snapshots, sum of |c| {made.magnitude:.3g}, condition number "
-        f"{average.condition:.2g}, {made.record.dtype}, {made.record.digest}"
+        f"{average.condition:.2g}, the snapshots' rounding at most {made.error:.1g} of the largest weight, "
+        f"{made.record.dtype}, {made.record.digest}"
     )
 
 

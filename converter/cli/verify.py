@@ -16,7 +16,7 @@ from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
 
 from ..devices import start
-from ..opening import open_side
+from ..opening import is_training_state, open_side
 from ..snapshot import Snapshot, read_snapshot
 from ..sources import Fetching, Location, locate
 from ..verify import oracle_process
@@ -188,6 +188,9 @@ def edm2_verify(
     location = locate(snapshot, preset)[0] if snapshot or preset else None
     _check_usage(context, location, checks)
     path = fetching.bring(location) if location else None  # when everything else is known to be right
+    files = [file for file in (path, checkpoint) if file is not None and file.exists()]
+    if (weights or config_from) and not any(map(is_training_state, files)):
+        raise click.UsageError("--weights and --config-from are for training states, and there is none")
     if path is not None:
         with open_side(path, weights, config_from) as opened:
             config = opened.config

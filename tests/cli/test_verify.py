@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import jax_edm2
 from jax_edm2.converter import processes
 from jax_edm2.converter.convert import convert
+from jax_edm2.converter.opening import open_network, open_weights
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.converter.verify.report.text import SCHEMA
@@ -24,6 +25,7 @@ from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.support import children
 from tests.support.command_line import Tool
 from tests.support.networks import network
+from tests.support.states import TINY, Trained
 
 COMMAND = processes.module("jax_edm2.converter.cli.verify")
 TOOL = Tool("edm2-verify", COMMAND)
@@ -234,7 +236,13 @@ def test_half_precision_is_a_health_check(small_pkl, precision):
 def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
     fails(text="give a SNAPSHOT")
     fails(tmp_path / "none.pkl", text="none.pkl: there is no such file")
-    fails(digits_checkpoint, text="is a checkpoint: name it with --checkpoint")
+    fails(
+        digits_checkpoint, "--reference", "embedded", "--trust-embedded-code", text="carries no source of its network"
+    )
+    fails(
+        digits_pkl, "--weights", "net", "--config-from", digits_pkl, text="are for training states, and there is none"
+    )
+    fails(digits_checkpoint, "--show-source", text="is a safetensors file, converted already")
     fails(
         digits_pkl,
         "--checkpoint",
@@ -252,6 +260,33 @@ def test_usage_errors(digits_pkl, digits_checkpoint, tmp_path):
     fails(digits_pkl, "--checks", "all", "--truth", tmp_path / "none.npz", text="--checks is fixed by the --truth file")
     fails(digits_pkl, "--truth", tmp_path / "none.npz", text="none.npz: there is no such file")
     fails(digits_pkl, "--report", digits_pkl / "x", text="Not a directory")
+
+
+def test_every_kind_of_file_on_either_side(tmp_path):
+    """A snapshot, a training state as .pt, as a folder, and both kinds of checkpoint, all with the same weights."""
+    state = Trained().steps(2).save(tmp_path / "training-state-0000002.pt")
+    write_snapshot(tmp_path / "config.pkl", network(TINY))
+    of_state = ("--weights", "ema-0.100", "--config-from", tmp_path / "config.pkl")
+    kinds = {"pt": state, "state": tmp_path / "state", **{k: tmp_path / f"net.{k}" for k in ("safetensors", "pkl")}}
+    kinds["orbax"] = tmp_path / "net"
+    with open_weights(state, config_from=str(tmp_path / "config.pkl")) as weights:
+        convert(weights, kinds["state"], format="orbax")
+    for form in ("safetensors", "pkl", "orbax"):
+        with open_network(kinds["state"], "ema-0.100") as weights:
+            convert(weights, kinds[form], format=form)
+    for one, other in (("pt", "state"), ("safetensors", "pt"), ("orbax", "pkl"), ("pkl", "safetensors")):
+        checks = "parameters,forward" if one == "pt" else "parameters"
+        choice = of_state if "pt" in (one, other) else ()
+        done = run(kinds[one], "--checkpoint", kinds[other], "--checks", checks, "--batch", "2", *choice)
+        assert (done.returncode, done.stderr) == (0, ""), (one, other, done)
+        assert "all equal" in done.stdout or "are equal" in done.stdout
+    other = ("--weights", "ema-0.050", *of_state[2:])
+    assert run(state, "--checkpoint", kinds["safetensors"], "--checks", "parameters", *other).returncode == 1
+    fails(state, "--config-from", tmp_path / "config.pkl", text="with --weights net|ema-0.050|ema-0.100")
+    truth = tmp_path / "truth.npz"
+    assert run(state, "--save-truth", truth, "--checks", "parameters", *of_state).returncode == 0
+    assert run("--truth", truth, "--checkpoint", kinds["state"], "--weights", "ema-0.100").returncode == 0
+    assert run("--truth", truth, "--checkpoint", kinds["state"], "--weights", "net").returncode == 1
 
 
 def test_throughput_alone_claims_no_agreement(small_pkl, monkeypatch):

@@ -68,7 +68,7 @@ class Still:
         leaves = {path: np.zeros(shape, np.float32) for path, shape in expected_tree(config).items()}
         self.variables = unflatten_dict(leaves, sep="/")
         self.tapped: Any = functools.partial(self._tapped)
-        self.tapped.last = None
+        self.tapped.last = self.record = None
 
     def denoise(self, x, sigma, labels):
         return np.zeros_like(x), np.zeros((len(x), 1, 1, 1), np.float32)

@@ -23,7 +23,7 @@ from jax_edm2.training import denoising_loss
 from ...convert import describe
 from ...memory import make_room
 from ...networks import in_memory
-from ...opening import is_checkpoint, open_side
+from ...opening import is_checkpoint, is_training_state, open_side
 from ...weights import Weights
 from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
 from ..outcome import Progress
@@ -193,10 +193,10 @@ def load_candidate(
     `open_side`, where the checkpoint is a training state or a snapshot.
     """
     large = 4 * sum(map(math.prod, expected_tree(config).values())) > held
-    if checkpoint is not None and is_checkpoint(checkpoint) and (record := read_record(checkpoint)).training is None:
+    if checkpoint is not None and is_checkpoint(checkpoint) and not is_training_state(checkpoint):
         stored_dtype = None if large else jnp.float32
         net, variables = load(checkpoint, dtype=stored_dtype, compute_dtype=jax_dtype(precision))
-        return Candidate(net, variables, config, checkpoint, record)
+        return Candidate(net, variables, config, checkpoint, read_record(checkpoint))
     if checkpoint is not None:
         with open_side(checkpoint, *choice) as weights:
             net, variables = Precond(weights.config, jax_dtype(precision)), in_memory(weights)
