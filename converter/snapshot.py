@@ -18,7 +18,8 @@ from jax_edm2.record import Encoder, Loss
 
 from .errors import SnapshotError
 from .formats.file import File, PickleError
-from .formats.nvlabs import EASY_DICT, ArrayRecord, PersistentObject, read_container
+from .formats.numpy_pickle import ArrayRecord
+from .formats.nvlabs import EASY_DICT, PersistentObject, read_container
 from .formats.pickle_reader import Instance
 from .modules import ARGUMENTS, VERSION, read_network
 from .weights import Weights

@@ -22,7 +22,8 @@ from jax_edm2.safetensors_checkpoint import write_at
 from jax_edm2.tensors import Tensor, hashed, refuse_to_lose, stored_dtype
 
 from .errors import ConverterError
-from .formats.nvlabs import EASY_DICT, MODULE_DICT, NDARRAY, RECONSTRUCT
+from .formats.numpy_pickle import NDARRAY
+from .formats.nvlabs import EASY_DICT, MODULE_DICT, RECONSTRUCT
 from .formats.pickle_reader import Global
 from .formats.pickle_writer import Call, New, Payload, PickleWriter
 from .formats.torch_legacy import LOAD_STORAGE, REBUILD_PARAMETER, REBUILD_TENSOR, header, strides

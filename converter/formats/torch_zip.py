@@ -20,6 +20,7 @@ from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
 
 from .file import ByteRange, File, PickleError
+from .numpy_pickle import BUILDS, NUMBERS, DtypeRecord
 from .pickle_reader import Budget, Global, Instance, Interpreter
 from .torch_legacy import LOCATION, REBUILD_TENSOR, STORAGE_TYPES, Storage, TensorRecord, is_count, tensor
 
@@ -190,11 +191,11 @@ def read(file: File) -> Any:
         file,
         where.offset,
         where.offset + where.length,
-        globals_=frozenset({EASY_DICT, ORDERED_DICT, REBUILD_TENSOR, *STORAGE_TYPES}),
-        calls={ORDERED_DICT: _empty_dict, REBUILD_TENSOR: tensor},
+        globals_=frozenset({EASY_DICT, ORDERED_DICT, REBUILD_TENSOR, *STORAGE_TYPES, *NUMBERS}),
+        calls={ORDERED_DICT: _empty_dict, REBUILD_TENSOR: tensor, **NUMBERS},
         newobj=frozenset({EASY_DICT}),
         dicts=frozenset({EASY_DICT}),
-        builds={dict: _metadata},
+        builds={dict: _metadata, DtypeRecord: BUILDS[DtypeRecord]},
         persistent=_Storages(found),
         budget=Budget(),
         protocols=(2,),

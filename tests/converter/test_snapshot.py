@@ -89,7 +89,7 @@ def test_files_that_are_no_snapshots(tmp_path):
     path.write_bytes(b"hello world, hello")
     assert "is no pickle: it begins with b'hello" in message(path)
     torch.save({"a": torch.zeros(3)}, path)
-    assert "is a zip file (a torch checkpoint" in message(path)
+    assert "is a zip file, not a snapshot" in message(path)
     path.write_bytes((20).to_bytes(8, "little") + b'{"__metadata__":{}}' + b" " * 9)
     assert "is a safetensors file, converted already" in message(path)
     for value, text in [

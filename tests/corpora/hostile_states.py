@@ -234,6 +234,11 @@ pickle("on the device meta", "was on the device 'meta'", lambda old: old.replace
 pickle("on cuda:0", ACCEPT, lambda old: old.replace(b"X\3\0\0\0cpu", b"X\6\0\0\0cuda:0", 1))
 pickle("more elements than there are", "should hold", lambda old: old.replace(b"K\x04t", b"K\x05t", 1))
 pickle("a tensor that begins later", "is not the whole of its storage", lambda o: o.replace(b"QK\0", b"QK\1", 1))
+pickle("a numpy number of objects", "unsupported dtype 'O8'", lambda old: old.replace(b"X\2\0\0\0f8", b"X\2\0\0\0O8"))
+pickle(
+    "a numpy number of nine bytes", "does not fit its bytes", lambda old: old.replace(b"X\2\0\0\0f8", b"X\2\0\0\0f4")
+)
+pickle("bytes in another encoding", "written in an unknown way", lambda old: old.replace(b"latin1", b"rot_13"))
 pickle("a tensor built", "BUILD", lambda old: old.replace(b"_metadata", b"_metadat0"))
 
 

@@ -30,6 +30,7 @@ class Trained:
         for _ in range(count):
             for parameter in self.net.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
+            self.adam.param_groups[0]["lr"] = np.float64(0.01)  # a number of numpy's, as NVlabs' schedule gives
             self.adam.step()
             self.images, self.seconds = self.images + BATCH, self.seconds + 1.5
             self.ema.update(self.images, BATCH)
