@@ -112,7 +112,7 @@ def _of_checkpoint(state: CheckpointWeights, part: str) -> CheckpointWeights:
     return dataclasses.replace(
         state,
         tensors={names[name]: state.tensors[name] for name in names},
-        arrays=None if state.arrays is None else {names[name]: state.arrays[name] for name in names},
+        leaves={names[name]: state.leaves[name] for name in names},
         record=_record(state.record, part),
         hashes={},
     )

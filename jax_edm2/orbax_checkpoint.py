@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +72,17 @@ class OrbaxCheckpoint:
         """
         import jax
         import numpy as np
+        from flax.traverse_util import flatten_dict, unflatten_dict
 
-        def wanted(name: str, shape: tuple[int, ...], kind: Any) -> Any:
-            place = where[name]
-            return _host(shape, kind) if place is None else jax.ShapeDtypeStruct(shape, kind, sharding=place)
+        def wanted(name: str) -> Any:
+            shape, kind = self.shapes[name], DTYPES[self.dtypes[name]].numpy
+            if where[name] is None:
+                return _host(shape, kind)
+            return jax.ShapeDtypeStruct(shape, kind, sharding=where[name])
 
-        found = self._restore(wanted)
+        tree = unflatten_dict({name: wanted(name) for name in self.shapes}, sep="/")
+        with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
+            found = flatten_dict(reader.restore(self.path, tree), sep="/")
         for name in found:
             if digest is not None:
                 digest.add_array(name, np.asarray(found[name]))  # on a CPU without a copy
@@ -86,17 +91,16 @@ class OrbaxCheckpoint:
             found[name] = jax.device_put(found[name], where[name])
         return found
 
-    def arrays(self) -> "dict[str, np.ndarray]":
-        """All tensors by path, as stored, on the host."""
-        return self._restore(lambda name, shape, kind: _host(shape, kind))
-
-    def _restore(self, wanted: Callable[[str, tuple[int, ...], Any], Any]) -> dict[str, Any]:
-        """All tensors by path. wanted: what orbax is told of one, by its path, shape and dtype."""
+    def arrays(self, names: Iterable[str]) -> "dict[str, np.ndarray]":
+        """Some tensors by path, as stored, on the host."""
         from flax.traverse_util import flatten_dict, unflatten_dict
 
-        leaves = {name: wanted(name, shape, DTYPES[self.dtypes[name]].numpy) for name, shape in self.shapes.items()}
-        with _quietly(f"{self.path}: is damaged"), self._ocp.StandardCheckpointer() as reader:
-            return flatten_dict(reader.restore(self.path, unflatten_dict(leaves, sep="/")), sep="/")
+        ocp, leaves = self._ocp, {name: _host(self.shapes[name], DTYPES[self.dtypes[name]].numpy) for name in names}
+        tree = unflatten_dict(leaves, sep="/")
+        how = ocp.checkpoint_utils.construct_restore_args(tree)
+        with _quietly(f"{self.path}: is damaged"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            wanted = ocp.args.PyTreeRestore(tree, restore_args=how, partial_restore=True)
+            return flatten_dict(reader.restore(self.path, wanted), sep="/")
 
     def close(self):
         """Nothing is left open."""
