@@ -6,7 +6,7 @@ DEMO = $(VENV)-demo
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz meshes sampling golden golden-faults first-minutes bench bench-convert bench-phema bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz meshes sampling golden golden-faults first-minutes bench bench-convert bench-phema bench-states bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,9 @@ bench: $(READY)  ## both frameworks on this machine, from snapshot to picture: m
 
 bench-convert: $(READY)  ## edm2-convert beside the plain way and cp, on S- and XXL-size snapshots
 	$(BIN)/python -m tests.bench.convert $(ARGS)
+
+bench-states: $(READY)  ## a training state of S size, there and back, beside cp
+	$(BIN)/python -m tests.bench.states $(ARGS)
 
 bench-phema: $(READY)  ## edm2-phema on 16 XS-size snapshots beside cat: make bench-phema ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.bench.phema $(ARGS)

@@ -230,7 +230,7 @@ class _Work:
     ) -> Record:
         request = self.request
         total = sum(record.data.length for record in weights.tensors.values()) * (2 if self.format == "orbax" else 1)
-        if self.format == "orbax":
+        if self.format == "orbax" or weights.file is None:
             give_back_at_once()
         with contextlib.ExitStack() as stack:
             like = stack.enter_context(read_snapshot(request.like)) if request.like else None

@@ -22,7 +22,7 @@ ONE, MANY = "0.150", "0.040,0.045,...,0.190"  # 1 profile and 31
 
 
 def measure(command, cwd=None):
-    """(seconds, peak MB) of a process."""
+    """(seconds, peak MB) of a process; the peak includes what the one that starts it has."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=cwd)
     _, status, usage = os.wait4(process.pid, 0)
