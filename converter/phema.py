@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2.files import whole_or_nothing
+from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import Average, Record, tensors_digest
 from jax_edm2.safetensors_checkpoint import Writing
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = re.compile(r"(?P<prefix>.*)-(?P<kimg>\d{1,9})-(?P<std>\d+\.\d+)\.pkl", re.DOTALL)
 SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax", "pkl": ".pkl"}  # of formats
+NAMED = 4  # snapshots that are missing, in a warning
 HALF = 2.0**-11  # what rounding a value to float16 may change it by, relatively
 
 
@@ -148,10 +150,18 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
     with contextlib.ExitStack() as stack:
         snapshots = [stack.enter_context(read_snapshot(each.path)) for each in inputs]
         _refuse_strangers(snapshots)
+        if missing := _missing(inputs):
+            warn(f"{request.indir}: has no {listing(missing)}: averages are made of what is there")
         work = _Work(request, inputs, snapshots, coefficients, condition, images, outputs)
         request.outdir.mkdir(parents=True, exist_ok=True)
-        journal = stack.enter_context(Journal.opened(request.outdir / f".{name}.phema", work.key()))
-        made = work.run(journal, progress)
+        key = work.key()
+        unfinished = request.outdir / f".{name}-{key[:8]}.phema"
+        journal = stack.enter_context(Journal.opened(unfinished, key))
+        try:
+            made = work.run(journal, progress)
+        except KeyboardInterrupt:
+            warn(f"{unfinished}: has what is done so far; the same command goes on from there")
+            raise
     for each in made:
         if each.error > 0.01:
             warn(
@@ -196,6 +206,14 @@ def _published(request: PhemaRequest) -> list[str]:
         return [f"{name}.pkl" for name in presets.raw_snapshots(str(request.indir), request.outkimg)]
     except presets.PresetError as error:
         raise PhemaError(f"{request.indir}: there is no such folder, and {error}") from None
+
+
+def _missing(inputs: list[Input]) -> list[str]:
+    """Names of snapshots of a time and a std that others have, but not together."""
+    times, stds, there = {e.images for e in inputs}, {e.std for e in inputs}, {e.profile for e in inputs}
+    lacking = [(time, std) for time in sorted(times) for std in sorted(stds) if (time, std) not in there]
+    names = [f"{inputs[0].prefix}-{time // 1000:07d}-{std:.3f}.pkl" for time, std in lacking]
+    return names[:NAMED] + ([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])
 
 
 def images_of(kimg: int, where: str) -> int:

@@ -174,10 +174,10 @@ def test_killed_at_any_moment(folder, tmp_path, monkeypatch):
         kill_at_random(children.phema, arguments, longest, i)
         left = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} if out.exists() else {}
         assert left.items() <= whole.items()
-        journal = out / ".phema-0000524.phema" / "journal"
-        resumed += journal.exists() and '"tensor"' in journal.read_text()
-        placed += bool(left) and journal.exists()
-        if left and not journal.exists():
+        journals = list(out.glob(".phema-0000524-*.phema/journal"))
+        resumed += bool(journals) and '"tensor"' in journals[0].read_text()
+        placed += bool(left) and bool(journals)
+        if left and not journals:
             assert left == whole
             continue
         reconstruct(dataclasses.replace(request, outdir=out))
@@ -199,9 +199,11 @@ def test_it_goes_on_where_it_was(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(averages, "MOST_THREADS", 1)
     monkeypatch.setattr(averages.Averages, "_tensor", interrupted)
+    listener = Listener()
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(request)
-    assert [path.name for path in tmp_path.iterdir()] == [".phema-0000524.phema"]
+        reconstruct(request, warn=listener.warnings.append)
+    (unfinished,) = tmp_path.iterdir()
+    assert listener.warnings == [f"{unfinished}: has what is done so far; the same command goes on from there"]
     monkeypatch.setattr(averages.Averages, "_tensor", lambda self, name, *a: read.append(name) or write(self, name, *a))
     busy = averages.Journal.opened(tmp_path / ".busy", "x")
     with busy, pytest.raises(averages.BusyError, match="is at work here"):
@@ -257,6 +259,18 @@ def test_snapshots_that_do_not_fit(folder, tmp_path):
     (tmp_path / "in" / "run-0000131-0.1000.pkl").symlink_to(folder / "run-0000131-0.100.pkl")
     fails("are the same one, of 131072 images and std 0.1")
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_snapshots_that_are_missing_are_named(folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    for path in folder.iterdir():
+        if "0000131-0.050" not in path.name:
+            (tmp_path / "in" / path.name).symlink_to(path)
+    listener = Listener()
+    (made,) = reconstruct(PhemaRequest(tmp_path / "in", tmp_path, (0.1,)), warn=listener.warnings.append).made
+    assert len(made.record.average.names) == 7
+    (line,) = listener.warnings
+    assert line.endswith("in: has no run-0000131-0.050.pkl: averages are made of what is there")
 
 
 def test_the_command(folder, tmp_path):
