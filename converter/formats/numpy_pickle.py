@@ -70,14 +70,14 @@ def _build_array(array: ArrayRecord, state):
 
 def _scalar(file: File, dtype, data) -> int | float | bool:
     """A numpy number, which NVlabs' code computes with as with Python's of the same value."""
-    if _is_bytes(data):
-        data = file.read(data.offset, data.length) if data.length <= 8 else bytes(9)
-    if not isinstance(dtype, DtypeRecord) or dtype.order == "=" or not isinstance(data, bytes):
+    if not isinstance(dtype, DtypeRecord) or dtype.order == "=" or not (isinstance(data, bytes) or _is_bytes(data)):
         raise PickleError("a numpy number has a malformed dtype or data")
+    size = len(data) if isinstance(data, bytes) else data.length
     if dtype.code == "f2":
         raise PickleError("a numpy number is a float16, with which NVlabs' code would compute in float16")
-    if len(data) != int(dtype.code[1:]):
-        raise PickleError(f"a numpy number of dtype {dtype.code} does not fit its bytes")
+    if size != int(dtype.code[1:]):
+        raise PickleError(f"a numpy number of dtype {dtype.code} does not fit its {size} bytes")
+    data = data if isinstance(data, bytes) else file.read(data.offset, size)
     return struct.unpack(f"<{_CODES[dtype.code]}", data)[0]
 
 

@@ -236,7 +236,7 @@ pickle("more elements than there are", "should hold", lambda old: old.replace(b"
 pickle("a tensor that begins later", "is not the whole of its storage", lambda o: o.replace(b"QK\0", b"QK\1", 1))
 pickle("a numpy number of objects", "unsupported dtype 'O8'", lambda old: old.replace(b"X\2\0\0\0f8", b"X\2\0\0\0O8"))
 pickle(
-    "a numpy number of nine bytes", "does not fit its bytes", lambda old: old.replace(b"X\2\0\0\0f8", b"X\2\0\0\0f4")
+    "a numpy number of nine bytes", "does not fit its 8 bytes", lambda old: old.replace(b"X\2\0\0\0f8", b"X\2\0\0\0f4")
 )
 pickle("bytes in another encoding", "written in an unknown way", lambda old: old.replace(b"latin1", b"rot_13"))
 pickle("a tensor built", "BUILD", lambda old: old.replace(b"_metadata", b"_metadat0"))
