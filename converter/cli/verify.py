@@ -15,16 +15,20 @@ from click.core import ParameterSource
 from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
 
+from .. import presets
 from ..devices import start
 from ..opening import is_training_state, open_side
 from ..snapshot import Snapshot, read_snapshot
 from ..sources import Fetching, Location, locate
 from ..verify import oracle_process
 from ..verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
+from ..verify.compiling.estimate import estimate, usual_programs
+from ..verify.compiling.job import PROGRAMS, Job
+from ..verify.compiling.targets import Target
 from ..verify.golden.check import FOLDER, find_goldens, hold_to
 from ..verify.jax_side.xla_flags import set_xla_flags, xla_flags
 from ..verify.precision import PRECISIONS
-from ..verify.request import FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
+from ..verify.request import STEPS, FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
 from ..verify.run import verify
 from ..verify.source import Source
 from ..weights import Weights
@@ -47,6 +51,11 @@ Two machines, PyTorch on one and JAX on the other:
   edm2-verify golden/digits.pkl --save-truth digits-truth.npz
   edm2-verify --checkpoint digits.safetensors --truth digits-truth.npz \\
       --device tpu
+
+\b
+For an accelerator that is not here (an estimate; shapes suffice, nothing is fetched):
+  edm2-verify --preset edm2-img512-xs --compile-for gpu:h100 --batch 8 \\
+      --precision bfloat16
 
 Exit codes: 0 the networks agree, 1 they disagree, 2 wrong usage or an input that is missing, broken or refused,
 3 inconclusive (a precision switch did not take effect, the reference is not repeatable or not finite),
@@ -83,6 +92,18 @@ class Checks(click.ParamType):
         if unknown := [name for name in names if name not in CHECKS]:
             self.fail(f"{unknown[0]!r:.100} is none of {', '.join(CHECKS)}, all", param, ctx)
         return tuple(check for check in CHECKS if check in names)
+
+
+class Programs(click.ParamType):
+    name = "LIST"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        names = PROGRAMS if value == "all" else tuple(part.strip() for part in value.split(","))
+        if unknown := [name for name in names if name not in PROGRAMS]:
+            self.fail(f"{unknown[0]!r:.100} is none of {', '.join(PROGRAMS)}, all", param, ctx)
+        return tuple(program for program in PROGRAMS if program in names)
 
 
 @click.command(name="edm2-verify", epilog=EPILOG, context_settings=SETTINGS)
@@ -151,6 +172,16 @@ class Checks(click.ParamType):
     flag_value=OURS,
     help="Hold this machine to recorded truths, ours or DIR's, in 15 to 60 seconds; needs no PyTorch and no SNAPSHOT.",
 )
+@click.option(
+    "--compile-for",
+    metavar="TARGET",
+    help="Compile for an accelerator that need not be here (tpu:v5e:2x2, gpu:h100), and estimate what that takes.",
+)
+@click.option(
+    "--programs",
+    type=Programs(),
+    help="What --compile-for compiles: denoiser,sampler,decoder,training; or all.  [default: all but training]",
+)
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option(
     "--report",
@@ -164,7 +195,7 @@ class Checks(click.ParamType):
 def edm2_verify(
     context, snapshot, checkpoint, weights, config_from, device, precision, checks, seeds, sigmas, batch, steps,
     reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout, truth, golden,
-    sweep, report, force, json_,
+    sweep, compile_for, programs, report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
@@ -179,6 +210,17 @@ def edm2_verify(
             raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
         return _golden(FOLDER if str(golden) == OURS else golden, device, report, json_)
     fetching = Fetching(sha256, cache_dir, offline, timeout)
+    if compile_for is not None:
+        source, published = locate(snapshot, preset)
+        if published is not None:  # shapes suffice: nothing is fetched
+            config = presets.config(published.net)
+        else:
+            with open_side(fetching.bring(source), weights, config_from) as opened:
+                config = opened.config
+        job = Job(compile_for, config, batch, precision, programs or usual_programs(config), steps or STEPS)
+        return _compile(job, report, json_)
+    if programs is not None:
+        raise click.UsageError("--programs is for --compile-for")
     if show_source:
         with read_snapshot(fetching.bring(locate(snapshot, preset)[0])) as opened:
             _show_source(Source.of(opened), json_)
@@ -219,6 +261,28 @@ def edm2_verify(
     with _stages() as stage:
         outcome = verify(request, stage)
     return _report(outcome, report, json_)
+
+
+def _compile(job: Job, folder: Path | None, json_: bool) -> int:
+    """Estimates of an accelerator: the exit code."""
+    from ..verify.report import compiled
+
+    Target.parse(job.target)  # before the folder
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with _stages() as stage:
+        found = estimate(job, stage)
+    record = compiled.to_json(found, _command())
+    if folder is not None:
+        compiled.write(record, found, folder)
+    if json_:
+        click.echo(dumps(record))
+    else:
+        for line in compiled.terminal(found):
+            say(line, style=_style(line))
+        if folder is not None:
+            say(f"{folder / 'compile.html'}")
+    return 0 if all(each.error is None and each.fits for each in found) else 1
 
 
 def _given(context, name) -> bool:

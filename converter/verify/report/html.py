@@ -60,19 +60,19 @@ def html(report: dict[str, Any]) -> str:
     name = f"edm2-verify: {subject(report)} {title(report)}"
     sections = [
         _verdict(report),
-        _section("What was checked", _checks(report)),
-        _section("Error of every operation", _forward(report)),
-        _section("Module tree", _tree(report)),
-        _section(f"The {WORST} taps nearest to their limits", _worst(report, "forward")),
-        _section(f"The {WORST} gradients nearest to their limits", _worst(report, "gradients")),
-        _section("Trajectory", _trajectory(report)),
-        _section("Throughput", _throughput(report)),
-        _section("How it was run", _how(report)),
+        section("What was checked", _checks(report)),
+        section("Error of every operation", _forward(report)),
+        section("Module tree", _tree(report)),
+        section(f"The {WORST} taps nearest to their limits", _worst(report, "forward")),
+        section(f"The {WORST} gradients nearest to their limits", _worst(report, "gradients")),
+        section("Trajectory", _trajectory(report)),
+        section("Throughput", _throughput(report)),
+        section("How it was run", _how(report)),
     ]
-    return _page(name, sections)
+    return page(name, sections)
 
 
-def _page(name: str, sections: Iterable[str]) -> str:
+def page(name: str, sections: Iterable[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
@@ -104,20 +104,20 @@ def index(record: dict[str, Any]) -> str:
     sections = [
         f'<div class="verdict {record["verdict"]}" id="verdict"><h1>{escape(record["verdict"].capitalize())}</h1>'
         f"<p><b>{escape(record['headline'])}</b></p><p class=soft>{escape(date)}</p></div>",
-        _section("Networks", _table(("", "", ""), rows)),
-        _section(
-            "Nearest to their limits", _table(("", "network", "check", "", "JAX", "recorded", "allowed"), checks, 3)
+        section("Networks", table(("", "", ""), rows)),
+        section(
+            "Nearest to their limits", table(("", "network", "check", "", "JAX", "recorded", "allowed"), checks, 3)
         ),
-        _section("Records", _table(("", "", "JAX", "allowed"), exact, 2)),
+        section("Records", table(("", "", "JAX", "allowed"), exact, 2)),
     ]
-    return _page(f"edm2-verify --golden: {record['verdict']}", sections)
+    return page(f"edm2-verify --golden: {record['verdict']}", sections)
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<h2>{escape(title)}</h2>{body}" if body else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
     """A table of cells that are HTML; the last `numbers` columns are aligned to the right."""
     first = len(head) - numbers
 
@@ -175,13 +175,13 @@ def _checks(report: dict[str, Any]) -> str:
     error = "<p>The truth is the same network in PyTorch in float64. An error is ‖x - truth‖ / ‖truth‖. JAX agrees "
     if report["golden"]:
         return (
-            _table(("", "", ""), rows)
+            table(("", "", ""), rows)
             + error
             + f"where it is at most {t['accumulated']:g} (forward), {t['gradient']:g} (gradients) or "
             f"{t['trajectory']:g} (trajectory): three times what was measured when the golden was recorded.</p>"
         )
     return (
-        _table(("", "", ""), rows)
+        table(("", "", ""), rows)
         + error
         + f"where its error is at most {t['k']:g} times PyTorch's own in {report['plan']['precision']}, or at most "
         f"{t['isolated']:g} (isolated) or {t['accumulated']:g} (accumulated), whichever is more, and not above "
@@ -243,7 +243,7 @@ def _tree(report: dict[str, Any]) -> str:
         opened = " open" if row["scope"] == first else ""
         shown = [kind for kind in KINDS if row["worst"][kind]]
         head = [cell for kind in shown for cell in (f"{kind}: JAX", "PyTorch", "allowed")]
-        operations = _table(("", "operation", "", *head), [_operation(o, shown) for o in row["operations"]], len(head))
+        operations = table(("", "operation", "", *head), [_operation(o, shown) for o in row["operations"]], len(head))
         parts.append(
             f'<details{opened}><summary class="mono">{mark} {escape(row["scope"]):<28} {cells}'
             f'<span class="{style}">{state}</span></summary>{operations}</details>'
@@ -278,7 +278,7 @@ def _worst(report: dict[str, Any], check: str) -> str:
         for m in found
     ]
     head = ("", "", "", "JAX", "PyTorch", "allowed", "scale - 1", "1 - cosine", "largest element's")
-    return _table(head, rows, 6) + '<p class="soft">Cosine and elementwise errors are shown, never judged.</p>'
+    return table(head, rows, 6) + '<p class="soft">Cosine and elementwise errors are shown, never judged.</p>'
 
 
 def _trajectory(report: dict[str, Any]) -> str:
@@ -313,10 +313,6 @@ def _throughput(report: dict[str, Any]) -> str:
 
 
 def _how(report: dict[str, Any]) -> str:
-    def facts(name: str, values: dict[str, Any]) -> str:
-        rows = [(escape(str(key)), f"<code>{escape(_plain(value))}</code>") for key, value in values.items()]
-        return f"<details><summary>{escape(name)}</summary>{_table(('', ''), rows)}</details>"
-
     parts = [
         facts("snapshot", report["snapshot"] | {"checkpoint": report["checkpoint"], "reference": report["reference"]}),
         facts("plan", report["plan"] | {"seconds": report["seconds"]["all"]}),
@@ -327,6 +323,12 @@ def _how(report: dict[str, Any]) -> str:
     parts += [facts(f"{name}: switches and probes", values) for name, values in report["switches"].items()]
     parts += [facts("configuration", report["config"]), facts("tolerances", report["tolerance"])]
     return "".join(parts)
+
+
+def facts(name: str, values: dict[str, Any]) -> str:
+    """A table of names and values that opens when it is asked for."""
+    rows = [(escape(str(key)), f"<code>{escape(_plain(value))}</code>") for key, value in values.items()]
+    return f"<details><summary>{escape(name)}</summary>{table(('', ''), rows)}</details>"
 
 
 def _plain(value: Any) -> str:
