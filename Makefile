@@ -6,7 +6,7 @@ DEMO = $(VENV)-demo
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz meshes sampling golden golden-faults first-minutes bench bench-convert bench-phema bench-states bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators meshes sampling golden golden-faults first-minutes bench bench-convert bench-phema bench-states bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), tr
 	$(BIN)/python -m tests.surveys.fuzz_states
 	$(BIN)/python -m tests.surveys.fuzz_truths
 	$(BIN)/python -m tests.surveys.fuzz_checkpoints
+
+accelerators: $(READY)  ## every size compiled for TPUs and GPUs that are not here; needs pip install .[tpu-compile,gpu-compile]
+	$(BIN)/python -m tests.surveys.accelerators $(ARGS)
 
 meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind
 	$(BIN)/python -m tests.surveys.meshes $(ARGS)

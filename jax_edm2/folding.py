@@ -18,9 +18,9 @@ def fold(net: Precond, variables: Any, platform: str | None = None) -> tuple[Pre
     """A network that computes the same with the variables that it comes with: D = net.apply(variables, x, sigma, ...).
 
     Every weight w becomes normalize(w) gain / sqrt(fan_in) (Eq. 47 of arXiv 2312.02696), in the dtype in which it is
-    used; those of convolutions become [height, width, in, out], so that no evaluation has to transpose them, or
-    [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded variables are for inference: they
-    can be neither trained nor saved, and folding them again changes nothing.
+    used; those of convolutions become what no evaluation has to transpose: [out, height, width, in] on a GPU, else
+    [height, width, in, out], or [16, in, out] where Winograd's algorithm is faster: in float32 on a CPU. Folded
+    variables are for inference: they can be neither trained nor saved, and folding them again changes nothing.
 
     variables: as `load` gives them, in any dtype; or folded already. platform: cpu, gpu or tpu, where the network will
     run; by default where the variables are.
@@ -49,6 +49,8 @@ def _arrays(variables: Any) -> list[jax.Array]:
 
 def folding_for(net: Precond, platform: str) -> Folded:
     """The fastest on a platform."""
+    if platform in ("gpu", "cuda", "rocm"):
+        return "cudnn"
     return "winograd" if platform == "cpu" and net.dtype == jnp.float32 else "direct"
 
 

@@ -11,7 +11,8 @@ import jax
 
 from jax_edm2 import winograd
 
-Folded = Literal["", "direct", "winograd"]  # of a network: weights as stored, or what `folding.fold` makes of them
+# Of a network: weights as stored, or what `folding.fold` makes of them.
+Folded = Literal["", "direct", "winograd", "cudnn"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class Layout:
     """The layout of one layer's weights.
 
     OI and OIHW are as stored: [out, in] of a linear layer, [out, in, height, width] of a convolution. HWIO is [height,
-    width, in, out], which no evaluation has to transpose; winograd is [16, in, out], kernels that are transformed.
+    width, in, out], and OHWI, for cuDNN, [out, height, width, in], which no evaluation has to transpose; IO is [in,
+    out] of a 1x1 convolution that is a product of matrices; winograd is [16, in, out], kernels that are transformed.
     """
 
-    kind: Literal["OI", "OIHW", "HWIO", "winograd"]
+    kind: Literal["OI", "OIHW", "HWIO", "OHWI", "IO", "winograd"]
     shape: tuple[int, ...]
 
     @classmethod
@@ -35,6 +37,8 @@ class Layout:
             return cls("OIHW", stored)
         if folded == "winograd" and winograd.serves(stored):
             return cls("winograd", (winograd.PRODUCTS, channels, out))
+        if folded == "cudnn":
+            return cls("IO", (channels, out)) if kernel == [1, 1] else cls("OHWI", (out, *kernel, channels))
         return cls("HWIO", (*kernel, channels, out))
 
     def arrange(self, w: jax.Array, dtype: Any) -> jax.Array:
@@ -45,5 +49,9 @@ class Layout:
         """
         if self.kind in ("OI", "OIHW"):
             return w
+        if self.kind == "OHWI":
+            return w.transpose(0, 2, 3, 1).astype(dtype)
+        if self.kind == "IO":
+            return w[:, :, 0, 0].T.astype(dtype)
         w = w.transpose(2, 3, 1, 0)
         return winograd.transform(w) if self.kind == "winograd" else w.astype(dtype)

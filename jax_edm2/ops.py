@@ -63,14 +63,16 @@ def effective_weight(w: Weight, gain: Values | None = None) -> Weight:
 def convolve(x: Activations, w: Floats, padding: int, weights: str = "OIHW") -> Floats:
     """Convolution of x [N, H, W, in] with w [out, in, kh, kw], and `padding` zeros on every side.
 
-    weights: the order of w's axes, OIHW or HWIO.
+    weights: the order of w's axes, OIHW, HWIO or OHWI; or IO, of a 1x1 convolution's.
     """
+    if weights == "IO":
+        return x @ w
     return lax.conv_general_dilated(
         x,
-        w if weights == "HWIO" else w.transpose(2, 3, 1, 0),
+        w.transpose(2, 3, 1, 0) if weights == "OIHW" else w,
         window_strides=(1, 1),
         padding=[(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=("NHWC", "OHWI" if weights == "OHWI" else "HWIO", "NHWC"),
     )
 
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -78,6 +77,8 @@ def programs(job: Job, platform: str, mesh: Mesh) -> dict[str, Callable[[], Prog
         return Program(VAEDecoder(vae), (tensors, latents))
 
     def training() -> Program:
+        import optax
+
         adam = optax.adam(1e-2, 0.9, 0.99)
 
         def step(variables, state, average, images, sigma, noise, labels):
