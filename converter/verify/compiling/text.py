@@ -81,7 +81,7 @@ def _bytes(shape: str) -> int:
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id",
-    "opt-barrier", "copy-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "async-done",
+    "opt-barrier",
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def _count(computations: dict[str, list[Instruction]], name: str, times: int, co
             for below in _CALLS.findall(instruction.line):
                 _count(computations, below, times, counts)
             continue
-        if instruction.opcode in FREE:
+        if instruction.opcode in FREE or instruction.opcode.endswith("-done"):  # of what began elsewhere
             continue
         if opcode in COLLECTIVES:
             counts.collectives[opcode] += times * instruction.bytes
