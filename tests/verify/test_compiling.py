@@ -15,7 +15,7 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.converter import presets
 from jax_edm2.converter.verify.compiling import estimate as estimates
 from jax_edm2.converter.verify.compiling.estimate import Estimate, estimate, too_large, usual_programs
-from jax_edm2.converter.verify.compiling.job import DENOISER, PROGRAMS, SAMPLER, TRAINING, Job
+from jax_edm2.converter.verify.compiling.job import DECODER, DENOISER, PROGRAMS, SAMPLER, TRAINING, Job
 from jax_edm2.converter.verify.compiling.programs import programs
 from jax_edm2.converter.verify.compiling.targets import Target, devices
 from jax_edm2.converter.verify.compiling.text import count
@@ -129,6 +129,9 @@ def test_what_it_adds_up_to():
     assert one.roofline_seconds == 4.5e9 / 819e9
     assert found(SAMPLER).flop == one.flop
     assert found(TRAINING).flop == 3 * one.flop
+    decoder = found(DECODER)
+    assert (decoder.flop, decoder.roofline_seconds, decoder.share_of_peak) == (None, None, None)
+    assert not any("FLOP" in line for line in compiled.terminal([decoder]))
     large = found(temp=20e9)
     assert not large.fits
     assert too_large(large) == (

@@ -64,15 +64,18 @@ class Estimate:
         return max(int(free / images * self.job.batch), 0)
 
     @property
-    def flop(self) -> float:
-        """Of products, on one chip, from the architecture; the compiler does not count what libraries do."""
+    def flop(self) -> float | None:
+        """Of products, on one chip, from the architecture: the compiler does not count what libraries do. None of the
+        decoder, which is no EDM2 network."""
+        if self.program == DECODER:
+            return None
         per_image = 2 * multiply_accumulates(self.job.config) * (3 if self.program == TRAINING else 1)
         return per_image * self.evaluations * self.job.batch / self.target.chips
 
     @property
     def roofline_seconds(self) -> float | None:
         """No program can be faster: of one chip's arithmetic and memory, what takes longer."""
-        if self.program not in (DENOISER, SAMPLER, TRAINING):
+        if self.flop is None:
             return None
         moved = (self.cost.get("bytes accessed") or 0.0) / self.target.device.bandwidth
         return max(self.flop / self.target.device.peak(self.job.precision), moved)
@@ -85,8 +88,9 @@ class Estimate:
 
     @property
     def share_of_peak(self) -> float | None:
-        seconds = self.cycle_seconds
-        return self.flop / seconds / self.target.device.peak(self.job.precision) if seconds else None
+        if self.flop is None or self.cycle_seconds is None:
+            return None
+        return self.flop / self.cycle_seconds / self.target.device.peak(self.job.precision)
 
     def to_json(self) -> dict[str, Any]:
         about = {"program": self.program, "batch": self.job.batch, "precision": self.job.precision}

@@ -80,13 +80,16 @@ def _figures(each: Estimate) -> Iterator[tuple[str, str]]:
     yield "largest batch", f"about {each.largest_batch} images fit"
     parts = ", ".join(f"{name.replace('_', ' ')} {memory[name] / 1e6:,.0f}" for name in memory if memory[name])
     yield "of it", f"MB: {parts}"
-    yield "products", f"{each.flop / 1e9:,.0f} GFLOP"
+    if each.flop is not None:
+        yield "products", f"{each.flop / 1e9:,.0f} GFLOP"
     if moved := each.cost.get("bytes accessed"):
-        yield "moved", f"{moved / 1e9:,.1f} GB, {each.flop / moved:,.0f} FLOP for a byte"
+        intensity = f", {each.flop / moved:,.0f} FLOP for a byte" if each.flop is not None else ""
+        yield "moved", f"{moved / 1e9:,.1f} GB{intensity}"
     if each.roofline_seconds is not None:
         yield "roofline", f"{each.roofline_seconds * 1e3:,.2f} ms at least"
-    if each.cycle_seconds is not None and each.share_of_peak is not None:
-        yield "the compiler's cycles", f"{each.cycle_seconds * 1e3:,.2f} ms, {each.share_of_peak:.0%} of the peak"
+    if each.cycle_seconds is not None:
+        share = f", {each.share_of_peak:.0%} of the peak" if each.share_of_peak is not None else ""
+        yield "the compiler's cycles", f"{each.cycle_seconds * 1e3:,.2f} ms{share}"
     kernels = each.counts["kernels"]
     yield "kernels", f"{sum(kernels.values()):,} kernels"
     if each.counts["transposes"]:
