@@ -45,11 +45,11 @@ def open_weights(path: Path, part: str | None = None, config_from: str | None = 
         checkpoint = read_checkpoint(path)
         if checkpoint.record.training is not None:
             _no_config(path, config_from)
-            return checkpoint if part is None else _of_checkpoint(checkpoint, part)
+            return checkpoint if part is None else _part(checkpoint, part)
         found: Weights = checkpoint
     elif is_training_state(path):
         state = read_training_state(path, None if config_from is None else known(config_from))
-        return state if part is None else chosen(state, part)
+        return state if part is None else _part(state, part)
     else:
         found = read_snapshot(path)
     if part is not None:
@@ -99,10 +99,19 @@ def _no_config(path: Path, config_from: str | None):
         raise UsageError(f"{path}: says itself how its network is configured; --config-from is for training states")
 
 
+def _part(state: TrainingState | CheckpointWeights, part: str) -> Weights:
+    """One of the networks of a training state."""
+    try:
+        if part not in parts(state):
+            raise SnapshotError(f"{state.path}: has no weights {part!a:.40}; it has {', '.join(parts(state))}")
+        return chosen(state, part) if isinstance(state, TrainingState) else _of_checkpoint(state, part)
+    except BaseException:
+        state.close()
+        raise
+
+
 def _of_checkpoint(state: CheckpointWeights, part: str) -> CheckpointWeights:
-    """One of the networks of a training state in an orbax folder or safetensors file, all of which is checked."""
-    if part not in parts(state):
-        raise SnapshotError(f"{state.path}: has no weights {part!a:.40}; it has {', '.join(parts(state))}")
+    """Of an orbax folder or safetensors file, all of which is checked."""
     for name in state.tensors:
         for _ in state.chunks(name):
             pass
