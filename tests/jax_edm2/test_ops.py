@@ -74,7 +74,7 @@ def test_a_folded_network_uses_it_where_it_is_faster():
     net, arguments = jax_edm2.Precond(jax_edm2.EDM2Config(**WIDE)), inputs(WIDE, 3, 0)
     variables = jax_variables(network(WIDE))
     outputs = []
-    for platform, shape in (("cpu", (16, 32, 32)), ("gpu", (3, 3, 32, 32))):
+    for platform, shape in (("cpu", (16, 32, 32)), ("tpu", (3, 3, 32, 32))):
         folded, prepared = jax_edm2.fold(net, variables, platform)
         assert prepared["params"]["unet"]["enc_10x10_block0"]["conv_res0"]["mpconv_weight"].shape == shape
         assert prepared["params"]["unet"]["enc_10x10_conv"]["mpconv_weight"].shape == (3, 3, 4, 32)  # too narrow
