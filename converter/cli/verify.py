@@ -57,9 +57,9 @@ For an accelerator that is not here (an estimate; nothing is fetched):
   edm2-verify --preset edm2-img512-xs --compile-for gpu:h100 --batch 8 \\
       --precision bfloat16
 
-Exit codes: 0 the networks agree, 1 they disagree (or do not compile, or fit), 2 wrong usage or an input that is missing,
-broken or refused, 3 inconclusive (a precision switch did not take effect, the reference is not repeatable or not finite),
-130 interrupted.
+Exit codes: 0 the networks agree, 1 they disagree (or do not compile, or fit), 2 wrong usage or an input that is
+missing, broken or refused, 3 inconclusive (a precision switch did not take effect, the reference is not repeatable or
+not finite), 130 interrupted.
 """
 OURS = "ours"  # goldens
 WITH_GOLDEN = ("golden", "device", "report", "json_")
