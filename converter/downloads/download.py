@@ -348,8 +348,15 @@ class _Transfer:
         try:
             with open(open_file(part.path), "rb") as file:
                 os.fsync(file.fileno())
+                hashed = os.fstat(file.fileno())
             check_name(self.target)
-            os.replace(part.path, self.target)
+            # Where locks do nothing, another process may have moved it, and a third begun it anew under its name.
+            own = part.path.with_suffix(f".{os.getpid()}")
+            os.replace(part.path, own)
+            if (own.stat().st_ino, own.stat().st_size) != (hashed.st_ino, count):
+                own.unlink()
+                raise Again("what was fetched was replaced meanwhile")
+            os.replace(own, self.target)
         except FileNotFoundError:
             raise Again("what was fetched was removed meanwhile") from None
         part.path.with_suffix(".json").unlink(missing_ok=True)
