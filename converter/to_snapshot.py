@@ -223,7 +223,9 @@ class WritingLike:
         self._done = dict.fromkeys(tensors, 0)  # bytes
         self._whole: dict[str, bytearray] = {}  # of tensors whose axes lie in another order in the file
         if not path.exists():
-            shutil.copyfile(original.path, path)
+            copy = path.with_name(f"{path.name}.copy")
+            shutil.copyfile(original.path, copy)
+            os.replace(copy, path)  # who is killed before leaves nothing that looks like a whole copy
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
 
     def write(self, name: str, chunk: "bytes | memoryview"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import jax_edm2
-from jax_edm2.converter import averages, phema
+from jax_edm2.converter import averages, phema, to_snapshot
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.errors import UsageError
 from jax_edm2.converter.names import jax_path
@@ -212,6 +213,24 @@ def test_it_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     for other in (dataclasses.replace(request, outdir=tmp_path / "b"), dataclasses.replace(request, force=True)):
         assert [m.record for m in reconstruct(other).made] == [m.record for m in made]
         assert set(read) == set(open_names(folder))
+
+
+def test_a_copy_that_was_cut_short_is_made_again(folder, tmp_path, monkeypatch):
+    """Killed while the last snapshot was copied, for averages in its container."""
+    copyfile = shutil.copyfile
+
+    def killed(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:5000])
+        raise KeyboardInterrupt  # after which, as after a kill, the folder stays
+
+    request = PhemaRequest(folder, tmp_path, (0.15,), format="pkl")
+    monkeypatch.setattr(to_snapshot.shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(request, warn=lambda line: None)
+    monkeypatch.setattr(to_snapshot.shutil, "copyfile", copyfile)
+    (made,) = reconstruct(request).made
+    with read_snapshot(made.path) as snapshot:
+        assert record_of(snapshot).digest == made.record.digest
 
 
 def open_names(folder):
