@@ -27,11 +27,12 @@ from .formats.nvlabs import EASY_DICT, MODULE_DICT, RECONSTRUCT
 from .formats.pickle_reader import Global
 from .formats.pickle_writer import Call, New, Payload, PickleWriter
 from .formats.torch_legacy import LOAD_STORAGE, REBUILD_PARAMETER, REBUILD_TENSOR, header, strides
+from .formats.torch_zip import ORDERED_DICT
 from .modules import HOOKS, VERSION, Module, network
 from .names import jax_path, torch_name
 from .snapshot import RGB, VAE, Snapshot
 
-ORDERED_DICT = Call(Global("collections", "OrderedDict"), ())
+EMPTY_DICT = Call(ORDERED_DICT, ())
 EMPTY_SET = Call(Global("builtins", "set"), ([],))
 NOTHING = New(EASY_DICT)
 SOURCES = Path(__file__).parent.with_name("torch_ref")
@@ -115,7 +116,7 @@ class _Network:
             "_parameters": _ordered({key: self._parameter(f"{name}.{key}") for key in module.parameters}),
             "_buffers": _ordered({key: self._tensor(f"{name}.{key}") for key in module.buffers}),
             "_non_persistent_buffers_set": EMPTY_SET,
-            **dict.fromkeys(HOOKS, ORDERED_DICT),
+            **dict.fromkeys(HOOKS, EMPTY_DICT),
             "_is_full_backward_hook": None,
             "_modules": _ordered(below),
         }
@@ -125,7 +126,7 @@ class _Network:
         return _persistent(module.cls, self._source, {**state, **attributes, **absent}, arguments)
 
     def _parameter(self, name: str) -> Any:
-        return Call(REBUILD_PARAMETER, (self._tensor(name), False, ORDERED_DICT))
+        return Call(REBUILD_PARAMETER, (self._tensor(name), False, EMPTY_DICT))
 
     def _tensor(self, name: str) -> Any:
         tensor = self._tensors[jax_path(name)]
@@ -138,11 +139,11 @@ class _Network:
             yield from tensor.chunks()
 
         storage = Call(LOAD_STORAGE, (Payload(len(head) + tensor.nbytes, chunks),))
-        return Call(REBUILD_TENSOR, (storage, 0, tensor.shape, strides(tensor.shape), False, ORDERED_DICT))
+        return Call(REBUILD_TENSOR, (storage, 0, tensor.shape, strides(tensor.shape), False, EMPTY_DICT))
 
 
 def _ordered(items: dict) -> Any:
-    return Call(ORDERED_DICT.function, (), items)
+    return Call(ORDERED_DICT, (), items)
 
 
 def _persistent(cls: str, source: str, state: dict[str, Any], arguments: Any = NOTHING) -> Any:

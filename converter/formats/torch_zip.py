@@ -12,7 +12,7 @@ is compressed. Sources: torch's `serialization._save`, and PKWARE's APPNOTE.TXT 
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from jax_edm2.messages import brief
 
 from .file import ByteRange, File, PickleError
 from .numpy_pickle import BUILDS, NUMBERS, DtypeRecord
-from .pickle_reader import Budget, Global, Instance, Interpreter
-from .torch_legacy import LOCATION, REBUILD_TENSOR, STORAGE_TYPES, Storage, TensorRecord, is_count, tensor
+from .pickle_reader import Budget, Global, Interpreter
+from .torch_legacy import LOCATION, REBUILD_TENSOR, STORAGE_TYPES, Storage, is_count, tensor
 
 EASY_DICT = Global("dnnlib.util", "EasyDict")
 ORDERED_DICT = Global("collections", "OrderedDict")
@@ -245,14 +245,3 @@ def _metadata(target: dict, state: Any):
     """What torch sets as an attribute of a state_dict: the versions of its modules, of no use here."""
     if not isinstance(state, dict) or state.keys() != {"_metadata"}:
         raise PickleError("BUILD does not fit a dictionary")
-
-
-def tensors_of(value: Any) -> Iterator[TensorRecord]:
-    """All tensors in a value that `read` gave."""
-    if isinstance(value, TensorRecord):
-        yield value
-    elif isinstance(value, Instance):
-        yield from tensors_of(value.state)
-    elif isinstance(value, dict | list | tuple):
-        for below in value.values() if isinstance(value, dict) else value:
-            yield from tensors_of(below)

@@ -13,7 +13,7 @@ PROGRAMS = (DENOISER, SAMPLER, DECODER, TRAINING)
 
 @dataclass(frozen=True)
 class Job:
-    """batch: images at once on all chips together. steps: of the sampler. text: a file for the programs' text."""
+    """batch: images at once on all chips together. steps: of the sampler."""
 
     target: str
     config: EDM2Config
@@ -21,7 +21,6 @@ class Job:
     precision: str
     programs: tuple[str, ...] = (DENOISER,)
     steps: int = 32
-    texts: str | None = None
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "config": self.config.to_json()})

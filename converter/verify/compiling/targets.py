@@ -13,8 +13,7 @@ from ..request import VerifyError
 
 DEVICES = Path(__file__).with_name("devices.json")
 FORM = re.compile(r"(tpu|gpu):([a-z0-9]{1,16})(?::([0-9x]{1,16}))?")
-# A topology must fill a host, but for these bounds; then it may be one chip.
-CHIPS = {"v5e": 2, "v6e": 2, "v5p": 3}  # dimensions of a topology
+DIMENSIONS = {"v5e": 2, "v6e": 2, "v5p": 3}  # of a topology; GPUs are in a row
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Target:
             raise VerifyError(f"{text!a:.60} is no target; known are {known}, with a topology such as :2x2 behind it")
         device = devices()[match[2]]
         shape = tuple(int(n) for n in (match[3] or "1").split("x") if n)
-        dimensions = CHIPS.get(device.key, 1)
+        dimensions = DIMENSIONS.get(device.key, 1)
         shape = shape + (1,) * (dimensions - len(shape))
         if len(shape) != dimensions or not all(shape) or math.prod(shape) > 256:
             form = "x".join("2" * dimensions)

@@ -9,7 +9,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from .job import Job
@@ -48,8 +47,6 @@ def main():
         except Exception as error:
             _say({"program": name, "error": _line(error)})
             continue
-        if job.texts:
-            Path(job.texts, f"{name}.txt").write_text(text)
         memory = compiled.memory_analysis()
         cost: Any = compiled.cost_analysis() or {}
         cost = cost[0] if isinstance(cost, list) else cost

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...convert import UNKNOWN
 from ...weights import Weights
 from ..parameter_hashes import hash_of
 from ..request import VerifyError
@@ -38,6 +39,3 @@ def refuse_other_truth(path: Path, truth: Truth, snapshot: Weights):
             f"{path}: was made from another snapshot ({made_from['name']}, sha256 {made_from['sha256'][:12]}...) than "
             f"{snapshot.path} (sha256 {found[:12]}...): make it again with --save-truth"
         )
-
-
-UNKNOWN = "0" * 64  # of a record that was never written by a conversion
