@@ -82,28 +82,21 @@ class Sigmas(click.ParamType):
         return sigmas
 
 
-class Checks(click.ParamType):
+class Names(click.ParamType):
+    """Some of `known`, with commas between, or all; in the order of these."""
+
     name = "LIST"
+
+    def __init__(self, known: tuple[str, ...]):
+        self.known = known
 
     def convert(self, value, param, ctx):
         if isinstance(value, tuple):
             return value
-        names = CHECKS if value == "all" else tuple(part.strip() for part in value.split(","))
-        if unknown := [name for name in names if name not in CHECKS]:
-            self.fail(f"{unknown[0]!r:.100} is none of {', '.join(CHECKS)}, all", param, ctx)
-        return tuple(check for check in CHECKS if check in names)
-
-
-class Programs(click.ParamType):
-    name = "LIST"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        names = PROGRAMS if value == "all" else tuple(part.strip() for part in value.split(","))
-        if unknown := [name for name in names if name not in PROGRAMS]:
-            self.fail(f"{unknown[0]!r:.100} is none of {', '.join(PROGRAMS)}, all", param, ctx)
-        return tuple(program for program in PROGRAMS if program in names)
+        names = self.known if value == "all" else tuple(part.strip() for part in value.split(","))
+        if unknown := [name for name in names if name not in self.known]:
+            self.fail(f"{unknown[0]!r:.100} is none of {', '.join(self.known)}, all", param, ctx)
+        return tuple(name for name in self.known if name in names)
 
 
 @click.command(name="edm2-verify", epilog=EPILOG, context_settings=SETTINGS)
@@ -123,7 +116,7 @@ class Programs(click.ParamType):
 )
 @click.option(
     "--checks",
-    type=Checks(),
+    type=Names(CHECKS),
     default=",".join(Plan().checks),
     show_default=True,
     help="And throughput; or all. Of the largest networks, gradients alone need all weights in memory at once.",
@@ -179,7 +172,7 @@ class Programs(click.ParamType):
 )
 @click.option(
     "--programs",
-    type=Programs(),
+    type=Names(PROGRAMS),
     help="What --compile-for compiles: denoiser,sampler,decoder,training; or all.  [default: all but training]",
 )
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
