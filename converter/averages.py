@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jax_edm2.dtypes import DTYPES, not_finite
 from jax_edm2.record import Record, tensors_digest
+from jax_edm2.tensors import Hashes
 
 from .errors import ConverterError
 from .names import jax_path
@@ -42,11 +43,9 @@ class BusyError(ConverterError):
 class Output(Protocol):
     """A file that tensors are written to, piece by piece, of each tensor in order."""
 
+    hashes: Hashes
+
     def write(self, name: str, chunk: memoryview): ...
-
-    def hash_of(self, name: str) -> str: ...
-
-    def restore(self, name: str, sha256: str): ...
 
     def finish(self, complete: Callable[[Record], Record]) -> Record: ...
 
@@ -73,7 +72,7 @@ class Averages:
                 continue
             advance(tensors[name].data.length * len(self.snapshots))
             for output, sha256 in zip(outputs, done.outputs, strict=True):
-                output.restore(jax_path(name), sha256)
+                output.hashes.restore(jax_path(name), sha256)
         ended = threading.Event()  # by an error, or by the user
 
         def work():
@@ -119,7 +118,7 @@ class Averages:
                     bad[column] += not_finite(rounded)
                     output.write(leaf, rounded.view("uint8").data)
             advance((stop - start) * DTYPES[record.dtype].size * len(self.snapshots))
-        return Done([sha.hexdigest() for sha in hashes], [output.hash_of(leaf) for output in outputs], bad)
+        return Done([sha.hexdigest() for sha in hashes], [output.hashes.of(leaf) for output in outputs], bad)
 
     def _average(self, leaf: str, room: "_Room", count: int) -> "np.ndarray":
         """[averages, values], not yet rounded."""

@@ -310,7 +310,7 @@ class _Work:
                 for name, done in journal.tensors.items():
                     columns = [column for column in range(len(self.outputs)) if column not in journal.placed]
                     for column, writing in zip(columns, writings, strict=True):
-                        writing.restore(jax_path(name), done.outputs[column])
+                        writing.hashes.restore(jax_path(name), done.outputs[column])
             remaining = iter(writings)
             for column, path in enumerate(self.outputs.values()):
                 if column not in journal.placed:

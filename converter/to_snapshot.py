@@ -5,7 +5,6 @@ tensors' values is a copy of an original snapshot.
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import shutil
@@ -17,9 +16,9 @@ from typing import Any, Self
 from jax_edm2.config import EDM2Config
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
-from jax_edm2.record import Encoder, Loss, Record, tensors_digest
+from jax_edm2.record import Encoder, Loss, Record
 from jax_edm2.safetensors_checkpoint import write_at
-from jax_edm2.tensors import Tensor, hashed, refuse_to_lose, stored_dtype
+from jax_edm2.tensors import Hashes, Tensor, hashed, refuse_to_lose, stored_dtype
 
 from .errors import ConverterError
 from .formats.numpy_pickle import NDARRAY
@@ -219,8 +218,7 @@ class WritingLike:
             if (stored := self._places[name].dtype) != tensor.dtype:
                 raise WriteError(f"{original.path}: has {torch_name(name)} in {stored}, not {tensor.dtype}")
         self._tensors, self._record = tensors, record
-        self._hashes = {name: hashlib.sha256() for name in tensors}
-        self._known: dict[str, str] = {}
+        self.hashes = Hashes(tensors)
         self._done = dict.fromkeys(tensors, 0)  # bytes
         self._whole: dict[str, bytearray] = {}  # of tensors whose axes lie in another order in the file
         if not path.exists():
@@ -230,7 +228,7 @@ class WritingLike:
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
 
     def write(self, name: str, chunk: "bytes | memoryview"):
-        self._hashes[name].update(chunk)
+        self.hashes.update(name, chunk)
         place, done = self._places[name], self._done[name]
         self._done[name] += len(chunk)
         if place.is_c_ordered:
@@ -241,17 +239,9 @@ class WritingLike:
             data = _reordered(self._whole.pop(name), self._tensors[name], place.order)
             write_at(self._file.fileno(), data, place.data.offset)
 
-    def hash_of(self, name: str) -> str:
-        return self._known.get(name) or self._hashes[name].hexdigest()
-
-    def restore(self, name: str, sha256: str):
-        self._known[name] = sha256
-
     def finish(self, complete: Callable[[Record], Record]) -> Record:
         os.fsync(self._file.fileno())
-        lines = {name: (t.dtype, t.shape, self.hash_of(name)) for name, t in self._tensors.items()}
-        dtype, digest = stored_dtype(self._tensors), tensors_digest(lines)
-        return complete(dataclasses.replace(self._record, dtype=dtype, digest=digest))
+        return complete(dataclasses.replace(self._record, dtype=stored_dtype(self._tensors), digest=self.hashes.digest))
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,6 @@ writing needs no jax until arrays are asked for.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import threading
@@ -19,7 +18,7 @@ from jax_edm2.files import whole_or_nothing
 from jax_edm2.messages import printable
 from jax_edm2.record import KEY, Record, tensors_digest
 from jax_edm2.safetensors_format import CODES, File
-from jax_edm2.tensors import CheckpointError, Digest, Tensor, refuse_to_lose, stored_dtype
+from jax_edm2.tensors import CheckpointError, Digest, Hashes, Tensor, refuse_to_lose, stored_dtype
 
 if TYPE_CHECKING:
     import jax
@@ -119,7 +118,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Record, finish: Ca
 class Writing:
     """A safetensors file in the making: its tensors' bytes come piece by piece, of each tensor in order, by one thread.
 
-    If there is a file, another process has begun it, and what it did is told to `restore`.
+    If there is a file, another process has begun it, and what it did is told to `hashes`.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], record: Record):
@@ -128,8 +127,7 @@ class Writing:
         self.order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].size, name))
         self._tensors, self._record = tensors, record
         self._header, self._offsets = self._head(dataclasses.replace(record, digest=tensors_digest({})))
-        self._hashes = {name: hashlib.sha256() for name in tensors}
-        self._known: dict[str, str] = {}
+        self.hashes = Hashes(tensors)
         self._file = open(path, "r+b" if path.exists() else "wb")  # noqa: SIM115
 
     @property
@@ -137,22 +135,13 @@ class Writing:
         return self._file.fileno()
 
     def write(self, name: str, chunk: "bytes | memoryview"):
-        self._hashes[name].update(chunk)
+        self.hashes.update(name, chunk)
         write_at(self.descriptor, chunk, len(self._header) + self._offsets[name])
         self._offsets[name] += len(chunk)
 
-    def hash_of(self, name: str) -> str:
-        """Of what has been written of a tensor."""
-        return self._known.get(name) or self._hashes[name].hexdigest()
-
-    def restore(self, name: str, sha256: str):
-        """A tensor is in the file already, whose bytes have this hash."""
-        self._known[name] = sha256
-
     def finish(self, complete: Callable[[Record], Record]) -> Record:
         """The record with its digest, through `complete`, goes into the file, which is then on the disk."""
-        lines = {name: (t.dtype, t.shape, self.hash_of(name)) for name, t in self._tensors.items()}
-        record = complete(dataclasses.replace(self._record, digest=tensors_digest(lines)))
+        record = complete(dataclasses.replace(self._record, digest=self.hashes.digest))
         final, _ = self._head(record, len(self._header))
         write_at(self.descriptor, final, 0)
         os.fsync(self.descriptor)

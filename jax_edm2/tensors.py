@@ -70,6 +70,31 @@ class Digest:
             )
 
 
+class Hashes:
+    """Of tensors whose bytes come piece by piece, of each in order."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = tensors
+        self._running = {name: hashlib.sha256() for name in tensors}
+        self._known: dict[str, str] = {}
+
+    def update(self, name: str, chunk: "bytes | memoryview"):
+        self._running[name].update(chunk)
+
+    def restore(self, name: str, sha256: str):
+        """What a process that was killed has found of a tensor, which therefore does not come again."""
+        self._known[name] = sha256
+
+    def of(self, name: str) -> str:
+        """The sha256 of what has come of a tensor, in hexadecimal."""
+        return self._known.get(name) or self._running[name].hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """Of all of them."""
+        return tensors_digest({name: (t.dtype, t.shape, self.of(name)) for name, t in self._tensors.items()})
+
+
 def hashed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Digest]:
     """The same tensors, and what will be their digest when the chunks of all have been read."""
     digest = Digest()
