@@ -78,8 +78,8 @@ def _figures(each: Estimate) -> Iterator[tuple[str, str]]:
     memory, device = each.memory, each.target.device
     yield "memory", f"{each.bytes / 1e9:.2f} GB on a chip of {device.memory / 1e9:.0f}"
     yield "largest batch", f"about {each.largest_batch} images fit"
-    parts = ", ".join(f"{name.replace('_', ' ')} {memory[name] / 1e6:,.0f}" for name in memory if memory[name])
-    yield "of it", f"MB: {parts}"
+    parts = (f"{name.replace('_', ' ')} {memory[name] / 1e6:,.0f} MB" for name in memory if memory[name])
+    yield "memory for", ", ".join(parts)
     if each.flop is not None:
         yield "products", f"{each.flop / 1e9:,.0f} GFLOP"
     if moved := each.cost.get("bytes accessed"):
