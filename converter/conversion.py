@@ -20,7 +20,7 @@ from jax_edm2.record import CHECK, Record, Sampler
 from jax_edm2.state_layout import NET
 from jax_edm2.tensors import CheckpointError, Tensor, stored_dtype
 
-from . import embedded, presets
+from . import embedded, inference, presets
 from .convert import checkpoint_tensors, convert, describe
 from .downloads.cache import sha256 as file_sha256
 from .errors import UsageError
@@ -210,11 +210,8 @@ class _Work:
                 record = self._write(weights, location.name, output, sampler, not_finite)
             if not_finite:
                 self.warn(f"{location.name}: {_not_finite(not_finite)}")
-            if record.assumed:
-                self.warn(
-                    f"{location.name}: does not say how its network was constructed. Assumed: "
-                    f"{', '.join(record.assumed)}; --config-from names a file that says it"
-                )
+            if line := inference.warning(location.name, record.assumed):
+                self.warn(line)
             if line := embedded.warning(location.name, record.code):
                 self.warn(line)
         return Converted(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_edm2.config import EDM2Config
@@ -59,3 +59,13 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
 def assumptions(config: EDM2Config, said: Mapping[str, Any]) -> tuple[str, ...]:
     """What a configuration has though nobody said it. said: arguments that somebody did say."""
     return tuple(f"{name}={getattr(config, name)}" for name in SILENT if name not in said)
+
+
+def warning(name: str, assumed: Sequence[str] | None) -> str | None:
+    """One line for a network of which something is assumed. name: of its file."""
+    if not assumed:
+        return None
+    return (
+        f"{name}: does not say how its network was constructed. Assumed: {', '.join(assumed)}; --config-from names a "
+        "file that says it"
+    )

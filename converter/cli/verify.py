@@ -15,7 +15,8 @@ from click.core import ParameterSource
 from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
 
-from .. import presets
+from .. import inference, presets
+from ..convert import describe
 from ..devices import start
 from ..opening import is_training_state, open_side
 from ..snapshot import Snapshot, read_snapshot
@@ -313,6 +314,8 @@ def _about_source(weights: Weights, reference: str):
     if not isinstance(weights, Snapshot):
         if reference == "embedded":
             raise click.UsageError(f"{weights.path} carries no source of its network: leave --reference embedded out")
+        if line := inference.warning(str(weights.path), describe(weights).assumed):  # by both sides alike
+            say(f"edm2-verify: warning: {line}", err=True, style=NOTE)
         return
     source = Source.of(weights)
     if reference == "embedded":

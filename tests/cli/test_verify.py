@@ -289,6 +289,20 @@ def test_every_kind_of_file_on_either_side(tmp_path):
     assert run("--truth", truth, "--checkpoint", kinds["state"], "--weights", "net").returncode == 1
 
 
+def test_what_is_assumed_of_a_network_is_said(tmp_path):
+    """Both sides assume it alike: a verdict is no evidence for it."""
+    wide = {key: value for key, value in TINY.items() if key != "channels_per_head"} | {"model_channels": 64}
+    state = Trained({**wide, "channel_mult": [1], "attn_resolutions": []}).steps(1).save(tmp_path / "state.pt")
+    done = run(state, "--weights", "net", "--checks", "parameters", "--report", tmp_path / "report")
+    assert done.returncode == 0, done
+    assert done.stderr.startswith(f"edm2-verify: warning: {state}: does not say how its network was constructed.")
+    assert done.stderr.count("\n") == 1
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert "channels_per_head=64" in record["snapshot"]["assumed"]
+    assert record["snapshot"]["weights"] == "net"
+    assert "channels_per_head=64" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_throughput_alone_claims_no_agreement(small_pkl, monkeypatch):
     from click.testing import CliRunner
 

@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
 
 
+from ...convert import describe
 from ...errors import ConverterError
 from ...opening import open_side
 from ...snapshot import Snapshot
@@ -88,8 +89,11 @@ def _errors(session: Session, forward: Forward, training: Training) -> dict[str,
 
 def _about(snapshot: Weights, part: str | None) -> dict[str, Any]:
     source = snapshot.source_hash if isinstance(snapshot, Snapshot) else NO_SOURCE
-    about = {"name": snapshot.path.name, "sha256": hash_of(snapshot.path), "source": source}
-    return {**about, "weights": part} if isinstance(snapshot, TrainedWeights) and part else about
+    about: dict[str, Any] = {"name": snapshot.path.name, "sha256": hash_of(snapshot.path), "source": source}
+    if isinstance(snapshot, TrainedWeights):
+        about["weights"] = part
+    assumed = describe(snapshot).assumed
+    return {**about, "assumed": list(assumed)} if assumed else about
 
 
 def main():
