@@ -88,8 +88,8 @@ def posthoc_average(
     """
     import jax
 
-    if len(trees) != len(list(stored)):
-        raise ValueError(f"{len(trees)} trees are not {len(list(stored))} stored averages")
+    if len(trees) != len(stored):
+        raise ValueError(f"{len(trees)} trees are not {len(stored)} stored averages")
     coefficients = posthoc_coefficients(stored, [wanted])[:, 0]
 
     def average(path, *leaves):

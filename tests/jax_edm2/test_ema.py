@@ -228,3 +228,18 @@ def test_units_do_not_matter(unit):
     np.testing.assert_allclose(
         jax_edm2.posthoc_coefficients(*scaled), jax_edm2.posthoc_coefficients(stored, wanted), rtol=0, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("std", [0.05, 0.1])
+def test_beta_is_what_stays_at_an_update(std):
+    """Of one step and of many, beside the formula; and it is what `update_average` leaves of the old value."""
+    exponent = jax_edm2.power_function_exponent(std)
+    for seen, batch in ((2048, 2048), (4096, 2048), (10**6, 2048), (2**31, 2**20)):
+        beta = jax_edm2.power_function_beta(images_seen=seen, batch_size=batch, std=std)
+        assert beta == pytest.approx((1 - batch / seen) ** (exponent + 1), rel=1e-12)
+        left = jax_edm2.update_average(
+            {"x": np.ones(())}, {"x": np.zeros(())}, images_seen=seen, batch_size=batch, std=std
+        )
+        assert float(left["x"]) == pytest.approx(beta, rel=1e-12)
+    with pytest.raises(ValueError, match="images_seen must be finite and at least batch_size"):
+        jax_edm2.power_function_beta(images_seen=10, batch_size=20, std=std)
