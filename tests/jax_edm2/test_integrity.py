@@ -45,7 +45,7 @@ def test_altered_tensors(digits, digits_checkpoint, tmp_path, name):
     altered = jax.tree.map(lambda leaf: leaf, variables)
     altered["params"]["unet"]["out_gain"] = altered["params"]["unet"]["out_gain"] * 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_edm2.safetensors_checkpoint.tensors_digest", lambda _: record.digest)
+        patch.setattr("jax_edm2.tensors.tensors_digest", lambda _: record.digest)
         patch.setattr("jax_edm2.orbax_checkpoint.tensors_digest", lambda _: record.digest)
         jax_edm2.save(tmp_path / name, net, altered, overwrite=True)
     assert jax_edm2.read_record(tmp_path / name) == record
