@@ -113,7 +113,8 @@ class Names(click.ParamType):
     type=click.Choice([*PRECISIONS]),
     default="float32",
     show_default=True,
-    help="float32 is the verdict on a conversion; the others are health checks.",
+    help="float32 is the verdict on a conversion; the others are health checks. high and default are JAX's words for "
+    "fewer products (TPU) or TF32 (GPU) in float32.",
 )
 @click.option(
     "--checks",
@@ -176,6 +177,11 @@ class Names(click.ParamType):
     type=Names(PROGRAMS),
     help="What --compile-for compiles: denoiser,sampler,decoder,training; or all.  [default: all but training]",
 )
+@click.option(
+    "--emulate",
+    type=click.Choice(["tpu", "gpu"]),
+    help="Let JAX on the CPU multiply as that accelerator does in --precision: default, high, tf32, ...",
+)
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option(
     "--report",
@@ -189,7 +195,7 @@ class Names(click.ParamType):
 def edm2_verify(
     context, snapshot, checkpoint, weights, config_from, device, precision, checks, seeds, sigmas, batch, steps,
     reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout, truth, golden,
-    sweep, compile_for, programs, report, force, json_,
+    sweep, compile_for, programs, emulate, report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
@@ -213,6 +219,12 @@ def edm2_verify(
                 config = opened.config
         job = Job(compile_for, config, batch, precision, programs or usual_programs(config), steps or STEPS)
         return _compile(job, report, json_)
+    if emulate is not None:
+        if device not in ("auto", "cpu"):
+            raise click.UsageError(f"--emulate is of the CPU: leave --device {device} out")
+        if "throughput" in checks or sweep:
+            raise click.UsageError("--emulate says nothing of speed: leave throughput out")
+        device = "cpu"
     if programs is not None:
         raise click.UsageError("--programs is for --compile-for")
     if show_source:
@@ -233,15 +245,16 @@ def edm2_verify(
             _about_source(opened, reference)
     if truth is not None:
         request: Request = FromTruth(
-            truth, checkpoint, path, device, sweep, weights=weights, config_from=config_from
-        )  # fmt: skip
+            truth, checkpoint, path, device, sweep, weights=weights, config_from=config_from, emulate=emulate
+        )
     else:
         assert path is not None
         of_torch = torch_device(device)
         plan = Plan(checks, seeds, sigmas, batch, steps or usual_steps(config, of_torch), precision)
         request = FromSnapshot(
-            path, plan, reference, checkpoint, device, of_torch, sweep, weights=weights, config_from=config_from
-        )
+            path, plan, reference, checkpoint, device, of_torch, sweep,
+            weights=weights, config_from=config_from, emulate=emulate,
+        )  # fmt: skip
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
     if save_truth is not None and isinstance(request, FromSnapshot):

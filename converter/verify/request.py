@@ -3,6 +3,7 @@
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from jax_edm2.config import EDM2Config
 
@@ -28,7 +29,7 @@ class FromSnapshot:
     of a training state, and what it is configured like, for whichever of the files is one (`open_network`).
     checkpoint: JAX's; None converts the snapshot in memory. device: of JAX; auto, cpu, gpu or tpu. torch_device: of
     PyTorch in the precision that is judged; cpu or cuda (see `torch_device`). sweep: throughput of more and more images
-    at once. held: bytes of weights that a process holds.
+    at once. held: bytes of weights that a process holds. emulate: JAX is on a CPU, and multiplies as that accelerator.
     """
 
     snapshot: Path
@@ -41,6 +42,7 @@ class FromSnapshot:
     held: float = HELD
     weights: str | None = None
     config_from: str | None = None
+    emulate: Literal["tpu", "gpu"] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class FromTruth:
     held: float = HELD
     weights: str | None = None
     config_from: str | None = None
+    emulate: Literal["tpu", "gpu"] | None = None
 
 
 Request = FromSnapshot | FromTruth

@@ -24,12 +24,14 @@ def verify(request: Request, progress: Progress = lambda stage: None) -> Outcome
     Raises: ConverterError, CheckpointError, ProcessFailed, OSError.
     """
     from .jax_side.candidate import load_candidate
+    from .jax_side.emulation import emulated
     from .jax_side.judgement import judge
     from .jax_side.provenance import refuse_other_checkpoint, refuse_other_truth
 
     started = time.perf_counter()
     checkpoint, held = request.checkpoint, request.held
     with contextlib.ExitStack() as stack:
+        stack.enter_context(emulated(request.emulate))
         choice = request.weights, request.config_from
         snapshot = stack.enter_context(open_side(request.snapshot, *choice)) if request.snapshot else None
         if isinstance(request, FromTruth):

@@ -16,9 +16,8 @@ from jax_edm2.settings import Settings
 from jax_edm2.training import denoising_loss, project_to_sphere
 from jax_edm2.vae import VAEConfig, VAEDecoder
 
+from ..jax_side.precision import jax_dtype
 from .job import DECODER, DENOISER, SAMPLER, TRAINING, Job
-
-DTYPES = {"float32": jnp.float32, "tf32": jnp.float32, "float16": jnp.float16, "bfloat16": jnp.bfloat16}
 
 
 class Program(NamedTuple):
@@ -31,7 +30,7 @@ class Program(NamedTuple):
 
 def programs(job: Job, platform: str, mesh: Mesh) -> dict[str, Callable[[], Program]]:
     """By name, what makes each. Images are split over the mesh, weights are on every chip."""
-    config, dtype = job.config, DTYPES[job.precision]
+    config, dtype = job.config, jax_dtype(job.precision)
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
 
     def shape(dimensions: tuple[int, ...], kind: Any = jnp.float32, where: NamedSharding = split):

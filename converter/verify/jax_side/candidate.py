@@ -28,6 +28,7 @@ from ...weights import Weights
 from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
 from ..outcome import Progress
 from ..taps import Tap
+from . import emulation
 from .precision import jax_dtype, jax_precision
 from .taps import TappedNetwork
 from .unread import Unread, shapes, stored, unread
@@ -78,7 +79,7 @@ class Candidate:
         if large := self._has_unread():
             self._compiled = {name: call for name, call in self._compiled.items() if name == "folded"}
         self._make_room()
-        net, variables = fold(self.net, self.variables)
+        net, variables = fold(self.net, self.variables, emulation.platform())
         denoise = self._compiled.setdefault("folded", jax.jit(partial(net.apply, return_logvar=True)))
         count = len(x) if large else 1
         parts = ([None] * count if v is None else np.split(np.asarray(v), count) for v in (x, sigma, labels))

@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-
 from jax_edm2.config import EDM2Config
 from jax_edm2.record import Code, Record
 
@@ -14,7 +12,8 @@ from ...weights import Weights
 from ..facts import NO_SOURCE
 from ..outcome import Outcome, Progress, unsure, warnings, wrong
 from ..truth import Truth
-from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, TOLERANCES, Tolerance, guilty
+from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Tolerance, guilty, tolerance_on
+from . import emulation
 from .candidate import Candidate
 from .examination import examine
 from .precision import jax_facts, jax_precision, jax_switches
@@ -74,9 +73,7 @@ def _code(truth: Truth, snapshot: Weights | None, record: Record | None) -> Code
 def _tolerance(truth: Truth) -> Tolerance:
     if truth.golden is not None:
         return truth.golden.tolerance
-    if truth.plan.precision == "float32" and jax.default_backend() == "tpu":
-        return TOLERANCES["float32 on TPU"]
-    return TOLERANCES[truth.plan.precision]
+    return tolerance_on(emulation.platform(), truth.plan.precision)
 
 
 def _config_differences(expected: EDM2Config, found: EDM2Config) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax_edm2 import network
 
 from ..precision import PRECISIONS, PROBE, TERMS, machine, probe_verdict
+from . import emulation
 
 
 def jax_dtype(precision: str) -> Any:
@@ -47,6 +48,7 @@ def jax_switches(precision: str) -> dict[str, Any]:
     return {
         "jax_default_matmul_precision": PRECISIONS[precision].matmul,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "emulated": emulation.platform() if emulation.platform() != jax.default_backend() else None,
         "probes": probes,
         "problem": problem,
     }
@@ -55,4 +57,10 @@ def jax_switches(precision: str) -> dict[str, Any]:
 def jax_facts() -> dict[str, Any]:
     device = jax.devices()[0]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
-    return {**machine(), **versions, "device": device.device_kind, "platform": device.platform}
+    facts = {**machine(), **versions, "device": device.device_kind, "platform": device.platform}
+    if (emulated := emulation.platform()) != device.platform and device.platform == "cpu":
+        facts |= {
+            "device": f"{device.device_kind}, as a {emulated.upper()} multiplies (emulated)",
+            "platform": f"{emulated}, emulated",
+        }
+    return facts

@@ -3,7 +3,8 @@
 The float64 network runs once more, and every operation's result is disturbed by a relative error of random signs, as
 rounding would (Monte Carlo arithmetic: D. S. Parker, UCLA CSD-970002, 1997). What comes out at a tap, divided by what
 went in, is about the square root of the number of operations behind it, except where the network amplifies rounding:
-the norm of a few channels, some of which are near 0, may have a thousand.
+the norm of a few channels, some of which are near 0, may have a thousand. Coarser precisions are measured with coarser
+disturbances: a sign is either kept by them or not.
 """
 
 import contextlib
@@ -15,15 +16,16 @@ import torch
 
 from ..taps import INPUT, Tap
 
-NOISE = 1e-7  # small enough for the response to be linear, and far above what float64 itself rounds
+NOISE = 1e-7  # of float32: small enough for the response to be linear, and far above what float64 itself rounds
 ILL, DRAWS = 100.0, 4
 SIGNS = 2**20 - 3  # random signs in store, used from a random place on; odd, so that rows of a tensor differ
 
 
 class Rounding:
-    """Disturbs tensors, and on the way back their gradients, by a relative error of NOISE with random signs."""
+    """Disturbs tensors, and on the way back their gradients, by a relative error of `noise` with random signs."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, noise: float = NOISE, seed: int = 0):
+        self.noise = noise
         self._random = torch.Generator().manual_seed(seed)
         self._signs = torch.randint(0, 2, (SIGNS,), generator=self._random).double() * 2 - 1
 
@@ -37,7 +39,7 @@ class Rounding:
         if x.numel() > SIGNS:
             signs = signs.repeat(x.numel() // SIGNS + 1)
         signs = signs[: x.numel()].reshape(x.shape)
-        return x + signs * (NOISE * (_size(x) if size is None else size))
+        return x + signs * (self.noise * (_size(x) if size is None else size))
 
     def visit(self, tap: Tap, value: torch.Tensor) -> torch.Tensor:
         """A visitor of taps that disturbs every operation, but for the input, which is rounded once only."""
@@ -87,10 +89,13 @@ def _size(x: torch.Tensor) -> torch.Tensor:
     return x.detach().square().mean().sqrt()
 
 
-def conditions(run: Callable, exact: Callable, continued: Callable = lambda _tap, value: value) -> dict[str, float]:
+def conditions(
+    run: Callable, exact: Callable, continued: Callable = lambda _tap, value: value, noise: float = NOISE
+) -> dict[str, float]:
     """The condition number of every tap that is seen while the network runs.
 
     run(visit): runs the network. exact(tap): the truth. continued(tap, value): what the network continues with.
+    noise: of every operation.
     """
 
     def measure(rounding: Rounding) -> dict[str, float]:
@@ -98,31 +103,32 @@ def conditions(run: Callable, exact: Callable, continued: Callable = lambda _tap
 
         def visit(tap, value):
             value = rounding.visit(tap, value)
-            found[str(tap)] = condition(value.numpy(), exact(tap))
+            found[str(tap)] = condition(value.numpy(), exact(tap), noise)
             return continued(tap, value)
 
         run(visit)
         return found
 
-    return largest(measure)
+    return largest(measure, noise)
 
 
-def largest(measure: Callable[[Rounding], dict[str, float]]) -> dict[str, float]:
+def largest(measure: Callable[[Rounding], dict[str, float]], noise: float = NOISE) -> dict[str, float]:
     """The largest condition numbers of a few measurements; of one, where that shows nothing ill-conditioned.
 
-    A large one is made by the few values that happen to lie near 0, and one set of signs may be kind to them.
+    A large one is made by the few values that happen to lie near 0, and one set of signs may be kind to them. A coarse
+    disturbance shows them only where it turns a sign.
     """
-    found = measure(Rounding())
+    found = measure(Rounding(noise))
     for seed in range(1, DRAWS):
-        if max(found.values()) < ILL:
+        if noise <= NOISE and max(found.values()) < ILL:
             break
-        again = measure(Rounding(seed))
+        again = measure(Rounding(noise, seed))
         found = {name: max(value, again[name]) for name, value in found.items()}
     return found
 
 
-def condition(disturbed: np.ndarray, exact: np.ndarray, norm: float | None = None) -> float:
+def condition(disturbed: np.ndarray, exact: np.ndarray, noise: float, norm: float | None = None) -> float:
     """What came out, divided by what went in. norm: stands in for |exact|, as in `difference`."""
     apart = float(np.linalg.norm(np.subtract(disturbed, exact, dtype=np.float64)))
     size = float(np.linalg.norm(exact)) if norm is None else norm
-    return apart / (size or 1.0) / NOISE
+    return apart / (size or 1.0) / noise

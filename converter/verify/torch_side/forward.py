@@ -9,6 +9,7 @@ import torch
 
 from ..cases import Case
 from ..metrics import difference
+from ..precision import PRECISIONS
 from ..taps import (
     DENOISED,
     EMBEDDED,
@@ -163,9 +164,10 @@ class Forward:
         def run(visit):
             self._run(case, visit)
 
+        noise = PRECISIONS[self._session.plan.precision].rounding
         return {
-            "accumulated": conditions(run, exact),
-            "isolated": conditions(run, exact, truth_at_boundaries),
+            "accumulated": conditions(run, exact, noise=noise),
+            "isolated": conditions(run, exact, truth_at_boundaries, noise),
         }
 
 

@@ -117,7 +117,7 @@ class Reference:
             return None if value is None else torch.as_tensor(value, dtype=full, device=self.device)
 
         if self._kind == "embedded":  # NVlabs' code: float16 on CUDA, or float32
-            kwargs["force_fp32"] = self.raised or precision in ("float32", "tf32")
+            kwargs["force_fp32"] = self.raised or precision not in ("float16", "bfloat16")
             if precision == "bfloat16" or (precision == "float16" and self.device.type != "cuda" and not self.raised):
                 raise NetworkError(f"NVlabs' own code does not compute in {precision} on {self.device.type}")
         elif not self.raised:

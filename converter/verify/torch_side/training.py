@@ -12,6 +12,7 @@ from jax_edm2.torch_ref.training import power_function_exponent
 
 from ..cases import STEP, make_case
 from ..metrics import difference, gradient_norm
+from ..precision import PRECISIONS
 from ..taps import block_scope
 from .conditioning import Rounding, condition, largest
 from .session import Session, as_numpy
@@ -31,7 +32,7 @@ class Training:
         """The truth."""
         loss = self._step(lambda key, value: self._session.keep(key, value.astype(np.float32)))
         self._session.keep("loss", np.asarray(loss, np.float64))
-        self._numbers = largest(self._conditions)
+        self._numbers = largest(self._conditions, PRECISIONS[self._session.plan.precision].rounding)
 
     def errors(self) -> dict[str, Any]:
         """Of PyTorch in the precision that is judged, by key."""
@@ -103,7 +104,7 @@ class Training:
         found = {}
 
         def note(key, value):
-            found[key] = condition(value, self._truth[key], self._norm(key))
+            found[key] = condition(value, self._truth[key], rounding.noise, self._norm(key))
 
         with rounding.norms(self._session.reference.namespace), self._session.tapped(rounding.visit):
             self._step(note)
