@@ -6,7 +6,7 @@ DEMO = $(VENV)-demo
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators meshes sampling golden golden-faults first-minutes bench bench-convert bench-phema bench-states bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators meshes sampling golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ docs: $(READY)  ## the reference of all public names, in site/
 	$(BIN)/python docs/reference.py site
 
 faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to each
-	$(BIN)/python -m tests.corpora.faults
+	$(BIN)/python -m tests.corpora.faults $(ARGS)
 
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
 	$(BIN)/python -m tests.surveys.verify $(ARGS)
@@ -70,6 +70,12 @@ first-minutes:  ## what a person does first, from the wheel in a folder of their
 
 golden-faults: $(READY)  ## every fault of the corpus that changes numbers, and the golden that trips over it
 	$(BIN)/python -m tests.surveys.golden_faults $(ARGS)
+
+device: $(READY)  ## everything that waits for a GPU or TPU, in nine minutes: make device ARGS="--device gpu"
+	$(BIN)/python -m tests.surveys.device $(ARGS)
+
+device-report: $(READY)  ## what that has written as tables for BENCHMARKS.md: make device-report FILE=device.json
+	@$(BIN)/python -m tests.surveys.device_report $(FILE)
 
 bench: $(READY)  ## both frameworks on this machine, from snapshot to picture: make bench ARGS="--device gpu --precision float16"
 	$(BIN)/python -m tests.bench.speed $(ARGS)

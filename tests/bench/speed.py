@@ -23,6 +23,7 @@ from pathlib import Path
 from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.converter.verify.precision import PRECISIONS
 from jax_edm2.converter.verify.report.plots import Series, log_plot
 from jax_edm2.converter.verify.report.text import throughput_lines
 from jax_edm2.converter.verify.throughput.job import COMPILED, EAGER, FOLDED, SAMPLING, STEPS, Job
@@ -151,8 +152,8 @@ def main(argv=None):
     )
     parser.add_argument("--networks", nargs="+", default=["edm2-img512-xs", "edm2-img512-s"], metavar="NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], metavar="N")
-    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument("--precision", choices=["float32", "tf32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "gpu", "tpu"], default="cpu")
+    parser.add_argument("--precision", choices=[*PRECISIONS], default="float32")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="sample too, with N Heun steps")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

@@ -1,6 +1,7 @@
 """Faults that a port can have, made on purpose, and what edm2-verify says to each.
 
-    python -m tests.corpora.faults              # the table of all faults and verdicts
+    python -m tests.corpora.faults                         # the table of all faults and verdicts
+    python -m tests.corpora.faults --as tpu:float32        # found in what a TPU would compute, emulated
 
 A fault is an edit of a checkpoint's variables, or of the JAX network's source: one text replaced by another, compiled,
 and put in place of the functions that are running. The test network has every kind of operation.
@@ -30,7 +31,9 @@ from jax_edm2.converter.networks import in_memory
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.converter.verify.cases import Plan
 from jax_edm2.converter.verify.jax_side.candidate import Candidate
+from jax_edm2.converter.verify.jax_side.emulation import emulated
 from jax_edm2.converter.verify.jax_side.judgement import judge
+from jax_edm2.converter.verify.jax_side.precision import jax_dtype
 from jax_edm2.converter.verify.outcome import Outcome
 from jax_edm2.converter.verify.torch_side import oracle
 from jax_edm2.converter.verify.torch_side.job import Job
@@ -359,10 +362,10 @@ def _codes(code):
 class Laboratory:
     """The truth of the test network, computed once, and what is said of a fault."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, precision: str = "float32"):
         self.path, self.truth_path = folder / "faults.pkl", folder / "truth.npz"
         write_snapshot(self.path, network(CONFIG, 1))
-        plan = Plan(steps=STEPS)
+        plan = Plan(steps=STEPS, precision=precision)
         oracle.compute(Job(str(self.path), str(self.truth_path), plan))
         with read_snapshot(self.path) as snapshot:
             self.leaves = {
@@ -386,7 +389,7 @@ class Laboratory:
             jax.disable_jit(fault is not None),
         ):
             truth.plan = dataclasses.replace(truth.plan, checks=checks)
-            candidate = Candidate(Precond(truth.config), variables, truth.config)
+            candidate = Candidate(Precond(truth.config, jax_dtype(truth.plan.precision)), variables, truth.config)
             return judge(candidate, truth, snapshot=snapshot)
 
 
@@ -413,11 +416,14 @@ def is_found(fault: Fault, outcome: Outcome) -> bool:
 
 
 def main():
-    argparse.ArgumentParser(prog="python -m tests.corpora.faults", description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m tests.corpora.faults", description=__doc__.splitlines()[0])
+    parser.add_argument("--as", dest="mode", default="float32", help="emulated: tpu:float32, gpu:tf32, ...")
+    args = parser.parse_args()
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     missed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        laboratory = Laboratory(Path(folder))
+    device, _, precision = args.mode.rpartition(":")
+    with tempfile.TemporaryDirectory() as folder, emulated(device or None):
+        laboratory = Laboratory(Path(folder), precision)
         clean = laboratory.examine(None, ("parameters", "forward", "gradients", "trajectory"))
         print(f"no fault: {clean.verdict}\n")
         print(f"{'fault':<52}{'verdict':<11}{'first bad operation':<34}error")

@@ -29,6 +29,7 @@ from jax_edm2.converter.verify.cases import Plan
 from jax_edm2.converter.verify.jax_side.candidate import Candidate
 from jax_edm2.converter.verify.jax_side.emulation import emulated
 from jax_edm2.converter.verify.jax_side.judgement import judge
+from jax_edm2.converter.verify.jax_side.precision import jax_dtype
 from jax_edm2.converter.verify.outcome import Outcome
 from jax_edm2.converter.verify.torch_side import oracle
 from jax_edm2.converter.verify.torch_side.job import Job
@@ -50,7 +51,8 @@ def verify_random(kwargs: dict, number: int, folder: Path, plan: Plan, modes: li
         truth_path.unlink(missing_ok=True)
         oracle.compute(Job(str(path), str(truth_path), dataclasses.replace(plan, precision=precision)))
         with read_snapshot(path) as snapshot, Truth(truth_path) as truth, emulated(device or None):
-            candidate = Candidate(Precond(truth.config), in_memory(snapshot), truth.config)
+            net = Precond(truth.config, jax_dtype(precision))
+            candidate = Candidate(net, in_memory(snapshot), truth.config)
             yield judge(candidate, truth, snapshot=snapshot)
 
 

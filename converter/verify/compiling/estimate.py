@@ -143,7 +143,7 @@ def estimate(job: Job, progress: Callable[[str], None] = lambda stage: None) -> 
                 answer = json.loads(line)
                 if "program" not in answer:
                     raise VerifyError(f"{target.text}: {answer['error']}")
-                found.append(_estimate(answer, job, target))
+                found.append(estimate_of(answer, job, target))
         finally:
             process.kill()
     return found
@@ -164,7 +164,8 @@ def _why(code: int, said: str, target: Target) -> str:
     return f"{target.text}: the process that compiles ended with {ended}: {' '.join(last.split())[:200]}"
 
 
-def _estimate(answer: dict[str, Any], job: Job, target: Target) -> Estimate:
+def estimate_of(answer: dict[str, Any], job: Job, target: Target) -> Estimate:
+    """Of what the worker says of a program."""
     program = answer["program"]
     evaluations = 2 * job.steps - 1 if program == SAMPLER else 1
     return Estimate(

@@ -13,6 +13,7 @@ from typing import Any
 
 from .job import Job
 from .targets import Target
+from .text import count
 
 MESSAGE = 300  # characters of an error
 
@@ -25,7 +26,6 @@ def main():
 
     from ..precision import PRECISIONS
     from .programs import programs
-    from .text import count
 
     try:
         chips = _chips(target)
@@ -43,23 +43,23 @@ def main():
             with jax.default_matmul_precision(PRECISIONS[job.precision].matmul):
                 jitted = jax.jit(program.function, donate_argnums=program.donated)
                 compiled = jitted.trace(*program.arguments).lower(lowering_platforms=(platform,)).compile()
-            text = compiled.as_text()
         except Exception as error:
             _say({"program": name, "error": _line(error)})
             continue
-        memory = compiled.memory_analysis()
-        cost: Any = compiled.cost_analysis() or {}
-        cost = cost[0] if isinstance(cost, list) else cost
-        sizes = ("argument", "output", "alias", "temp", "generated_code")
-        _say(
-            {
-                "program": name,
-                "seconds": round(time.perf_counter() - started, 1),
-                "memory": {size: int(getattr(memory, f"{size}_size_in_bytes")) for size in sizes} if memory else None,
-                "cost": {key: cost.get(key) for key in ("flops", "bytes accessed")},
-                "counts": count(text).to_json(),
-            }
-        )
+        _say({"program": name, "seconds": round(time.perf_counter() - started, 1), **figures(compiled)})
+
+
+def figures(compiled: Any) -> dict[str, Any]:
+    """What a compiled program says of itself: memory, cost and counts."""
+    memory = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis() or {}
+    cost = cost[0] if isinstance(cost, list) else cost
+    sizes = ("argument", "output", "alias", "temp", "generated_code")
+    return {
+        "memory": {size: int(getattr(memory, f"{size}_size_in_bytes")) for size in sizes} if memory else None,
+        "cost": {key: cost.get(key) for key in ("flops", "bytes accessed")},
+        "counts": count(compiled.as_text()).to_json(),
+    }
 
 
 def _chips(target: Target) -> Any:
