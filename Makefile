@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = $(VENV)-demo
+COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
@@ -50,8 +51,8 @@ fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), tr
 	$(BIN)/python -m tests.surveys.fuzz_truths
 	$(BIN)/python -m tests.surveys.fuzz_checkpoints
 
-accelerators: $(READY)  ## every size compiled for TPUs and GPUs that are not here; needs pip install .[tpu-compile,gpu-compile]
-	$(BIN)/python -m tests.surveys.accelerators $(ARGS)
+accelerators: $(COMPILERS)/.ready  ## every size compiled for TPUs and GPUs that are not here, in an environment of their compilers
+	$(COMPILERS)/bin/python -m tests.surveys.accelerators $(ARGS)
 
 meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind
 	$(BIN)/python -m tests.surveys.meshes $(ARGS)
@@ -106,5 +107,10 @@ $(DEMO)/.ready: pyproject.toml constraints.txt
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
 	touch $@
 
+$(COMPILERS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(COMPILERS)
+	$(COMPILERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu-compile,gpu-compile]'
+	touch $@
+
 clean:  ## remove what was made: environments, builds
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(DEMO) $(COMPILERS) build *.egg-info

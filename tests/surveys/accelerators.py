@@ -55,9 +55,8 @@ def main():
                 if args.json:
                     with open(args.json, "a") as file:
                         print(json.dumps({"target": target, "size": size, **found.to_json()}), file=file)
-    print(
-        "\n" + ", ".join(f"{name} {v}" for p in ("tpu", "gpu") for name, v in versions(p).items() if v != "not known")
-    )
+    known = versions("tpu") | versions("gpu")
+    print("\n" + ", ".join(f"{name} {version}" for name, version in known.items() if version != "not known"))
     return 1 if failed else 0
 
 
