@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from jax_edm2.settings import Churn, Settings, noise_levels
     from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
-    from jax_edm2.training import denoising_loss, project_to_sphere
+    from jax_edm2.training.loss import denoising_loss, project_to_sphere
     from jax_edm2.training_state import TrainingState, load_training_state, save_training_state
     from jax_edm2.vae import VAEDecoder, VAEError, load_vae
 
@@ -64,7 +64,7 @@ _HOME = {
     "VAEDecoder": "vae",
     "VAEError": "vae",
     "denoiser": "sampling",
-    "denoising_loss": "training",
+    "denoising_loss": "training.loss",
     "dpmpp_2m": "sampling",
     "euler": "sampling",
     "expected_tree": "config",
@@ -83,7 +83,7 @@ _HOME = {
     "posthoc_coefficients": "ema",
     "power_function_beta": "ema",
     "power_function_exponent": "ema",
-    "project_to_sphere": "training",
+    "project_to_sphere": "training.loss",
     "read_record": "checkpoint",
     "sample": "sampling",
     "save": "checkpoint",

@@ -180,7 +180,7 @@ CHECKPOINT = [
 
 # In the network: (file, old, new); `old` must occur in the file, and only its first occurrence is replaced
 
-OPS, NET, TWO, TRAIN, EMA, SAMPLE, LEVELS = "ops", "network", "twofold", "training", "ema", "sampling", "settings"
+OPS, NET, TWO, TRAIN, EMA, SAMPLE, LEVELS = "ops", "network", "twofold", "training.loss", "ema", "sampling", "settings"
 CONVOLVE = "return convolve(x, w, self.kernel[0] // 2, self.layout.kind)"
 NETWORK = [
     Fault("eps 1e-6", EMBEDDING, "emb_noise", (OPS, "eps: float = 1e-4", "eps: float = 1e-6")),

@@ -43,4 +43,4 @@ def test_what_faults_replace_is_there():
         for edit in edits if isinstance(edits, list | tuple) else ():
             if isinstance(edit, tuple):
                 file, old = edit[:2]
-                assert old in (ROOT / "jax_edm2" / f"{file}.py").read_text(), fault.name
+                assert old in (ROOT / "jax_edm2" / f"{file.replace('.', '/')}.py").read_text(), fault.name

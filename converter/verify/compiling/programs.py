@@ -13,7 +13,7 @@ from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import sample
 from jax_edm2.settings import Settings
-from jax_edm2.training import denoising_loss, project_to_sphere
+from jax_edm2.training import Recipe, begin, make_optimizer, train_step
 from jax_edm2.vae import VAEConfig, VAEDecoder
 
 from ..jax_side.precision import jax_dtype
@@ -76,22 +76,14 @@ def programs(job: Job, platform: str, mesh: Mesh) -> dict[str, Callable[[], Prog
         return Program(VAEDecoder(vae), (tensors, latents))
 
     def training() -> Program:
-        import optax
+        recipe = Recipe(batch_size=job.batch)
+        optimizer = make_optimizer(recipe)
+        state = placed(jax.eval_shape(lambda variables: begin(variables, optimizer, recipe), stored))
+        key = jax.eval_shape(lambda: jax.random.key(0))
 
-        adam = optax.adam(1e-2, 0.9, 0.99)
+        def step(state, images, labels, key):
+            return train_step(net, optimizer, recipe, state, images, labels, key)
 
-        def step(variables, state, average, images, sigma, noise, labels):
-            variables = project_to_sphere(variables)
-
-            def loss(params):
-                return denoising_loss(net, {**variables, "params": params}, images, sigma, noise, labels).mean()
-
-            updates, state = adam.update(jax.grad(loss)(variables["params"]), state)
-            params = optax.apply_updates(variables["params"], updates)
-            average = jax.tree_util.tree_map(lambda old, new: old + (new - old) * 1e-3, average, params)
-            return {**variables, "params": params}, state, average
-
-        state = placed(jax.eval_shape(adam.init, stored["params"]))
-        return Program(step, (stored, state, stored["params"], images, sigma, images, labels), (0, 1, 2))
+        return Program(step, (state, images, labels, key), (0,))
 
     return {DENOISER: denoiser, SAMPLER: sampler, DECODER: decoder, TRAINING: training}

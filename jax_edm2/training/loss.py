@@ -1,4 +1,4 @@
-"""What training an EDM2 network in JAX needs beside an optimiser. Equation numbers refer to arXiv 2312.02696."""
+"""The loss of EDM2, and the normalisation that training forces on weights. Equations are those of arXiv 2312.02696."""
 
 from typing import Any
 
@@ -9,6 +9,11 @@ from jax_edm2.inputs import check_trainable
 from jax_edm2.network import Precond
 from jax_edm2.ops import normalize
 from jax_edm2.shapes import Images, Labels, Sigma
+
+
+def draw_noise_levels(key: jax.Array, count: int, P_mean: float, P_std: float) -> Sigma:
+    """Noise levels of training, float32 [count]: ln(sigma) ~ N(P_mean, P_std)."""
+    return jnp.exp(P_mean + P_std * jax.random.normal(key, (count,), jnp.float32))
 
 
 @jax.jit
@@ -41,7 +46,7 @@ def denoising_loss(
     apply_kwargs: for `net.apply`: train=True, rngs={"dropout": key}.
 
     A training step, in NVlabs' order: `project_to_sphere`, the gradient of this, summed and divided by the batch size,
-    the optimiser, and `update_average` of the weights as they are then; the README has it in code.
+    the optimiser, and `update_average` of the weights as they are then: `train_step` does.
     Raises: ValueError for parameters in float16, in which training becomes NaN, and as `Precond` does.
     """
     check_trainable(variables["params"])
