@@ -1,6 +1,7 @@
 """A step of training beside PyTorch's: schedule, gradients that are not finite, Adam, averages, files, devices."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from jax_edm2.training import (
 from tests.jax_edm2.test_parity import jax_variables
 from tests.support.networks import network, relative_error
 from tests.support.states import TINY
+from tests.surveys.readme import TEXT
 
 BATCH = 8
 RECIPE = Recipe(batch_size=BATCH, decay_batches=2, rampup_images=3 * BATCH, stds=(0.05, 0.1), loss_scaling=3.0)
@@ -239,6 +241,22 @@ def test_begin_refuses(trained):
         begin(half, optimizer, RECIPE)
     with pytest.raises(ValueError, match="std must be from"):
         begin(states[0].variables, optimizer, dataclasses.replace(RECIPE, stds=(0.5,)))
+
+
+def test_the_loop_of_the_documentation(trained, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n([^`]*training.train_step.*?)```", TEXT, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    net, _, states, _ = trained
+    record = jax_edm2.save("x.safetensors", net, states[0].variables)
+    batches = [data(step) for step in range(2)]
+    exec(
+        code, {"jax_edm2": jax_edm2, "net": net, "variables": states[0].variables, "batches": batches, "record": record}
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["8 images", "16 images"]
+    state = jax_edm2.load_training_state("state")
+    assert (state.record.training.steps, state.record.training.images) == (2, 16)
+    jax_edm2.load("tuned.safetensors")
 
 
 # What distillation needs: derivatives along the trajectory (sCM, MeanFlow, ECT)
