@@ -1,20 +1,27 @@
-"""Training EDM2 networks in JAX: the loss, NVlabs' recipes, the optimiser, and one step of it all.
+"""Training EDM2 networks in JAX: datasets, the loss, NVlabs' recipes, the optimiser, and one step of it all.
 
 A loop of one's own takes `recipe_for`, `make_optimizer`, `begin` or `resume`, and `train_step`: see docs/library.md.
 """
 
+from jax_edm2.training.dataset import DatasetError, ImageDataset, batches
+from jax_edm2.training.encoding import encode, latent_encoder
 from jax_edm2.training.loss import denoising_loss, draw_noise_levels, project_to_sphere
 from jax_edm2.training.optimizer import follow, make_optimizer, on_the_sphere, zero_where_not_finite
 from jax_edm2.training.recipe import Recipe, recipe_for
 from jax_edm2.training.step import State, begin, resume, to_training_state, train_step
 
 __all__ = [
+    "DatasetError",
+    "ImageDataset",
     "Recipe",
     "State",
+    "batches",
     "begin",
     "denoising_loss",
     "draw_noise_levels",
+    "encode",
     "follow",
+    "latent_encoder",
     "make_optimizer",
     "on_the_sphere",
     "project_to_sphere",

@@ -1,7 +1,9 @@
 """A step of training beside PyTorch's: schedule, gradients that are not finite, Adam, averages, files, devices."""
 
 import dataclasses
+import json
 import re
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -248,10 +250,14 @@ def test_the_loop_of_the_documentation(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     net, _, states, _ = trained
     record = jax_edm2.save("x.safetensors", net, states[0].variables)
-    batches = [data(step) for step in range(2)]
-    exec(
-        code, {"jax_edm2": jax_edm2, "net": net, "variables": states[0].variables, "batches": batches, "record": record}
-    )
+    code = code.replace("1000 *", "2 *").replace("batch_size=256", "batch_size=8")
+    with zipfile.ZipFile("images.zip", "w") as archive:
+        names = [f"{i}.npy" for i in range(12)]
+        for i, name in enumerate(names):
+            with archive.open(name, "w") as file:
+                np.save(file, np.full((3, 8, 8), 20 * i, np.uint8))
+        archive.writestr("dataset.json", json.dumps({"labels": [[name, i % 4] for i, name in enumerate(names)]}))
+    exec(code, {"jax_edm2": jax_edm2, "net": net, "variables": states[0].variables, "record": record})
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in lines] == ["8 images", "16 images"]
     state = jax_edm2.load_training_state("state")
