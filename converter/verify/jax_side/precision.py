@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_edm2 import network
 
@@ -36,8 +35,8 @@ def probe_jax() -> dict[str, float]:
         convolved = network.convolve(value, weight, 0)
         return jnp.mean(convolved) / TERMS, jnp.mean(value[0, 0] @ weight[:, :, 0, 0]) / TERMS
 
-    value = np.full((1, 16, 16, TERMS), PROBE, np.float32)
-    convolution, matmul = probe(value, np.ones((TERMS, TERMS, 1, 1), np.float32))
+    value = jnp.full((1, 16, 16, TERMS), PROBE, jnp.float32)  # of JAX's, whose products are JAX's without jit too
+    convolution, matmul = probe(value, jnp.ones((TERMS, TERMS, 1, 1), jnp.float32))
     return {"a convolution in JAX": float(convolution), "a matmul in JAX": float(matmul)}
 
 
