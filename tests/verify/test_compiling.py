@@ -130,6 +130,9 @@ def test_what_it_adds_up_to():
     assert found(SAMPLER).flop == one.flop
     assert found(TRAINING).flop == 3 * one.flop
     decoder = found(DECODER)
+    sampler = found(SAMPLER)
+    assert (sampler.moved, sampler.cycle_seconds, sampler.share_of_peak) == (None, None, None)  # a loop is counted once
+    assert sampler.roofline_seconds == sampler.flop / sampler.target.device.peak("bfloat16")
     assert (decoder.flop, decoder.roofline_seconds, decoder.share_of_peak) == (None, None, None)
     assert not any("FLOP" in line for line in compiled.terminal([decoder]))
     large = found(temp=20e9)

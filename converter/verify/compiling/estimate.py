@@ -77,13 +77,19 @@ class Estimate:
         """No program can be faster: of one chip's arithmetic and memory, what takes longer."""
         if self.flop is None:
             return None
-        moved = (self.cost.get("bytes accessed") or 0.0) / self.target.device.bandwidth
-        return max(self.flop / self.target.device.peak(self.job.precision), moved)
+        return max(
+            self.flop / self.target.device.peak(self.job.precision), (self.moved or 0.0) / self.target.device.bandwidth
+        )
+
+    @property
+    def moved(self) -> float | None:
+        """Bytes, on one chip. None of the sampler: what its loop does is counted once, however often it runs."""
+        return None if self.program == SAMPLER else self.cost.get("bytes accessed")
 
     @property
     def cycle_seconds(self) -> float | None:
-        """By the compiler's own count of cycles, where it makes one."""
-        cycles = sum(self.counts["cycles"].values())
+        """By the compiler's own count of cycles, where it makes one; None of the sampler, as `moved`."""
+        cycles = 0 if self.program == SAMPLER else sum(self.counts["cycles"].values())
         return cycles / self.target.device.details["clock"] if cycles else None
 
     @property

@@ -82,7 +82,7 @@ def _figures(each: Estimate) -> Iterator[tuple[str, str]]:
     yield "memory for", ", ".join(parts)
     if each.flop is not None:
         yield "products", f"{each.flop / 1e9:,.0f} GFLOP"
-    if moved := each.cost.get("bytes accessed"):
+    if moved := each.moved:
         intensity = f", {each.flop / moved:,.0f} FLOP for a byte" if each.flop is not None else ""
         yield "moved", f"{moved / 1e9:,.1f} GB{intensity}"
     if each.roofline_seconds is not None:
