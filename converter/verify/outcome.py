@@ -96,7 +96,7 @@ def _history(record: Record | None, sha256: str | None, count: int) -> str:
 
 def unsure(truth: Truth, switches: dict[str, Any], tolerance: Tolerance, findings: Findings) -> Iterator[str]:
     """Sentences on why nothing can be concluded. switches: JAX's."""
-    if truth.facts.switches["problem"] and not switches["emulated"]:  # PyTorch's CPU has no TF32 to switch on
+    if truth.facts.switches["problem"] and not switches.get("emulated"):  # PyTorch's CPU has no TF32 to switch on
         yield truth.facts.switches["problem"]
     if switches["problem"]:
         yield switches["problem"]

@@ -13,7 +13,7 @@ EXAMPLES = [
     pytest.param(code, id=f"{page.stem} {number}")
     for page in PAGES
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1)
-    if "print(" in code
+    if "print(" in code and "train_step" not in code  # which test_train_step runs
 ]
 
 
