@@ -210,6 +210,15 @@ def edm2_verify(
             raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
         return _golden(FOLDER if str(golden) == OURS else golden, device, report, json_)
     fetching = Fetching(sha256, cache_dir, offline, timeout)
+    if emulate is not None:
+        if compile_for is not None or save_truth is not None:
+            other = "--compile-for" if save_truth is None else "--save-truth"
+            raise click.UsageError(f"--emulate is of what JAX computes, and with {other} it computes nothing")
+        if device not in ("auto", "cpu"):
+            raise click.UsageError(f"--emulate is of the CPU: leave --device {device} out")
+        if "throughput" in checks or sweep:
+            raise click.UsageError("--emulate says nothing of speed: leave throughput out")
+        device = "cpu"
     if compile_for is not None:
         source, published = locate(snapshot, preset)
         if published is not None:  # shapes suffice: nothing is fetched
@@ -219,12 +228,6 @@ def edm2_verify(
                 config = opened.config
         job = Job(compile_for, config, batch, precision, programs or usual_programs(config), steps or STEPS)
         return _compile(job, report, json_)
-    if emulate is not None:
-        if device not in ("auto", "cpu"):
-            raise click.UsageError(f"--emulate is of the CPU: leave --device {device} out")
-        if "throughput" in checks or sweep:
-            raise click.UsageError("--emulate says nothing of speed: leave throughput out")
-        device = "cpu"
     if programs is not None:
         raise click.UsageError("--programs is for --compile-for")
     if show_source:

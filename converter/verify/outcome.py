@@ -96,10 +96,10 @@ def _history(record: Record | None, sha256: str | None, count: int) -> str:
 
 def unsure(truth: Truth, switches: dict[str, Any], tolerance: Tolerance, findings: Findings) -> Iterator[str]:
     """Sentences on why nothing can be concluded. switches: JAX's."""
-    if truth.facts.switches["problem"] and not switches.get("emulated"):  # PyTorch's CPU has no TF32 to switch on
-        yield truth.facts.switches["problem"]
-    if switches["problem"]:
-        yield switches["problem"]
+    excused = switches.get("emulated") and truth.plan.precision == "tf32"  # which PyTorch's CPU does not have
+    for problem in (None if excused else truth.facts.switches["problem"], switches["problem"]):
+        if problem:
+            yield problem
     if truth.facts.not_finite:
         names = truth.facts.not_finite
         yield f"the truth is not finite at {names[0]} and {len(names) - 1} other places: it cannot say what is right"

@@ -138,6 +138,8 @@ def test_a_report_says_that_it_is_emulated():
         (["--device", "tpu"], "--emulate is of the CPU: leave --device tpu out"),
         (["--checks", "throughput"], "--emulate says nothing of speed: leave throughput out"),
         (["--sweep"], "--emulate says nothing of speed: leave throughput out"),
+        (["--compile-for", "gpu:h100"], "with --compile-for it computes nothing"),
+        (["--save-truth", "x.npz"], "with --save-truth it computes nothing"),
     ],
 )
 def test_wrong_usage(more, text):

@@ -20,7 +20,6 @@ from jax._src.interpreters import mlir  # there is no other way to what an opera
 from jax.extend.core import Primitive
 
 Emulated = Literal["tpu", "gpu"]
-EMULATED: tuple[Emulated, ...] = ("tpu", "gpu")
 
 # Of parts of both operands, largest first: which products are summed.
 PRODUCTS = {
@@ -32,6 +31,11 @@ BFLOAT16, TF32 = (8, 7), (8, 10)  # bits of the exponent, and behind the point
 MULTIPLIED = (lax.dot_general_p, lax.conv_general_dilated_p)
 
 _now: Emulated | None = None
+
+
+def now() -> Emulated | None:
+    """What is emulated."""
+    return _now
 
 
 def platform() -> str:

@@ -47,7 +47,7 @@ def jax_switches(precision: str) -> dict[str, Any]:
     return {
         "jax_default_matmul_precision": PRECISIONS[precision].matmul,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "emulated": emulation.platform() if emulation.platform() != jax.default_backend() else None,
+        "emulated": emulation.now(),
         "probes": probes,
         "problem": problem,
     }
@@ -57,7 +57,7 @@ def jax_facts() -> dict[str, Any]:
     device = jax.devices()[0]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
     facts = {**machine(), **versions, "device": device.device_kind, "platform": device.platform}
-    if (emulated := emulation.platform()) != device.platform and device.platform == "cpu":
+    if emulated := emulation.now():
         facts |= {
             "device": f"{device.device_kind}, as a {emulated.upper()} multiplies (emulated)",
             "platform": f"{emulated}, emulated",
