@@ -282,22 +282,9 @@ def _encoder(arguments: Any) -> Encoder | None:
         return Encoder(RGB)
     if kind != VAE:
         return None
-    import numpy as np
-
-    usual = {
-        "vae_name": "stabilityai/sd-vae-ft-mse",
-        "raw_mean": [5.81, 3.25, 0.12, -2.15],
-        "raw_std": [4.17, 4.62, 3.71, 3.28],
-        "final_mean": 0.0,
-        "final_std": 0.5,
-    }
-    values = usual | {key: value for key, value in arguments.items() if key in usual}
+    names = ("vae_name", "raw_mean", "raw_std", "final_mean", "final_std")
     try:
-        mean, std, final_mean, final_std = (
-            np.asarray(values[key], np.float32) for key in ("raw_mean", "raw_std", "final_mean", "final_std")
-        )
-        scale = final_std / std
-        bias = final_mean - mean * scale
-        return Encoder(VAE, tuple(map(float, scale)), tuple(map(float, bias)), str(values["vae_name"]))
+        encoder = Encoder.of_latents(**{name: arguments[name] for name in names if name in arguments})
+        return dataclasses.replace(encoder, vae=str(encoder.vae))
     except (ValueError, TypeError):
         raise SnapshotError(f"{OPTIONS} beside it has encoder_kwargs that make no {VAE}") from None

@@ -104,6 +104,25 @@ class Encoder:
     bias: tuple[float, ...] | None = None
     vae: str | None = None  # name of the VAE, as the snapshot has it
 
+    @classmethod
+    def of_latents(
+        cls,
+        raw_mean: Any = (5.81, 3.25, 0.12, -2.15),
+        raw_std: Any = (4.17, 4.62, 3.71, 3.28),
+        final_mean: Any = 0.0,
+        final_std: Any = 0.5,
+        vae_name: str = "stabilityai/sd-vae-ft-mse",
+    ) -> Self:
+        """NVlabs' StabilityVAEEncoder, by its arguments and defaults. Raises: ValueError, TypeError for no numbers."""
+        import numpy as np
+
+        mean, std, to_mean, to_std = (
+            np.asarray(values, np.float32) for values in (raw_mean, raw_std, final_mean, final_std)
+        )
+        scale = to_std / std
+        bias = to_mean - mean * scale
+        return cls("StabilityVAEEncoder", tuple(map(float, scale)), tuple(map(float, bias)), vae_name)
+
 
 @dataclass(frozen=True)
 class Loss:

@@ -4,7 +4,7 @@ A loop of one's own takes `recipe_for`, `make_optimizer`, `begin` or `resume`, a
 """
 
 from jax_edm2.training.dataset import DatasetError, ImageDataset, batches
-from jax_edm2.training.encoding import encode, latent_encoder
+from jax_edm2.training.encoding import encode
 from jax_edm2.training.loss import denoising_loss, draw_noise_levels, project_to_sphere
 from jax_edm2.training.optimizer import follow, make_optimizer, on_the_sphere, zero_where_not_finite
 from jax_edm2.training.recipe import Recipe, recipe_for
@@ -21,7 +21,6 @@ __all__ = [
     "draw_noise_levels",
     "encode",
     "follow",
-    "latent_encoder",
     "make_optimizer",
     "on_the_sphere",
     "project_to_sphere",

@@ -7,22 +7,12 @@ import numpy as np
 from jax_edm2.record import Encoder
 from jax_edm2.shapes import Images
 
-# Of the latents of stabilityai/sd-vae-ft-mse, whose standard deviation becomes 0.5: NVlabs' figures.
-LATENT_MEAN, LATENT_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
-
-
-def latent_encoder() -> Encoder:
-    """The encoder of NVlabs' img512 networks: final = raw scale + bias."""
-    scale = np.float32(0.5) / np.array(LATENT_STD, np.float32)
-    bias = -np.array(LATENT_MEAN, np.float32) * scale
-    return Encoder("StabilityVAEEncoder", tuple(scale.tolist()), tuple(bias.tolist()), "stabilityai/sd-vae-ft-mse")
-
 
 def encode(encoder: Encoder | None, images: jax.Array, key: jax.Array) -> Images:
     """Images of a dataset as float32 [N, C, H, W] for `train_step`.
 
-    encoder: of a record; None is for pixels, uint8 from which x / 127.5 - 1 is made. Of latents, float32 [N, 2 C, h, w]
-    of means and standard deviations, every use is another draw, by `key`.
+    encoder: of a record, or `Encoder.of_latents()`; None is for pixels, uint8 from which x / 127.5 - 1 is made. Of
+    latents, float32 [N, 2 C, h, w] of means and standard deviations, every use is another draw, by `key`.
     Raises: ValueError for images that the encoder does not take.
     """
     if encoder is None or encoder.scale is None or encoder.bias is None:

@@ -10,7 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jax_edm2.training import DatasetError, ImageDataset, batches, encode, latent_encoder
+from jax_edm2.record import Encoder
+from jax_edm2.training import DatasetError, ImageDataset, batches, encode
 
 COUNT = 10
 
@@ -120,7 +121,7 @@ def test_encoders(tmp_path):
     key = jax.random.key(0)
     pixels = np.array([0, 51, 255], np.uint8).reshape(1, 3, 1, 1)
     assert np.asarray(encode(None, pixels, key)).ravel() == pytest.approx([-1, -0.6, 1])
-    encoder = latent_encoder()
+    encoder = Encoder.of_latents()
     mean = np.float32([5.81, 3.25, 0.12, -2.15])[:, None, None] * np.ones((1, 4, 128, 128), np.float32)
     std = np.float32([4.17, 4.62, 3.71, 3.28])[:, None, None] * np.ones_like(mean)
     drawn = np.asarray(encode(encoder, np.concatenate([mean, std], axis=1), key))
