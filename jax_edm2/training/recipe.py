@@ -36,9 +36,14 @@ class Recipe:
     dropout: float = 0.0
 
     def __post_init__(self):
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
-        if bad := [name for name, value in numbers.items() if isinstance(value, bool) or not math.isfinite(value)]:
-            raise ValueError(f"{bad[0]} must be a finite number, not {numbers[bad[0]]!r}")
+        for name in ("betas", "stds"):  # lists too; jit wants what can be hashed
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        numbers = {name: value for name, value in vars(self).items() if name not in ("betas", "stds")}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, not {value!r:.100}")
+        if not isinstance(self.batch_size, int):
+            raise ValueError(f"batch_size must be an integer, not {self.batch_size!r}")
         for name in ("batch_size", "learning_rate", "P_std", "eps", "loss_scaling", "duration"):
             if not numbers[name] > 0:
                 raise ValueError(f"{name} must be above 0, not {numbers[name]!r}")

@@ -105,7 +105,8 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
     """The state after a step, and what it showed.
 
-    images [N, C, H, W], of standard deviation sigma_data; labels [N, label_dim] or None. key: of this step alone;
+    images [N, C, H, W], N the recipe's batch_size, of standard deviation sigma_data; labels [N, label_dim] or None, on
+    the host, a device or, split by images, a mesh. key: of this step alone;
     jax.random.fold_in(key, state.images) gives one that does not depend on when training was stopped. parts: N / parts
     images are computed with at once and gradients are added up, which changes nothing but roundings: sigma and noise
     are drawn for all of them, whatever the parts or devices.
@@ -114,9 +115,11 @@ def train_step(
     there, what is not finite of it becomes 0, Adam takes its step, and the averages take the raw weights (Eq. 127).
 
     Shows: loss (mean of all elements), gradient_norm, rate; sigma [N] and losses [N], for a picture by noise level.
-    Raises: ValueError if N does not divide into parts, and as `denoising_loss`.
+    Raises: ValueError if N is another number or does not divide into parts, and as `denoising_loss`.
     """
     count = images.shape[0]
+    if count != recipe.batch_size:
+        raise ValueError(f"{count} images are not the {recipe.batch_size} of the recipe's batch_size")
     if parts < 1 or count % parts:
         raise ValueError(f"{count} images do not divide into {parts} parts")
     variables = project_to_sphere(state.variables)
@@ -135,8 +138,9 @@ def train_step(
     if parts == 1:
         gradient, losses = differentiate(variables["params"], images, sigma, noise, labels, dropouts[0])
     else:
+        # Of neighbours each goes to another part, so that a part has images of every device of a mesh.
         each = jax.tree_util.tree_map(
-            lambda x: x.reshape(parts, count // parts, *x.shape[1:]), (images, sigma, noise, labels)
+            lambda x: x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1), (images, sigma, noise, labels)
         )
 
         def add(total, part):
@@ -145,7 +149,7 @@ def train_step(
 
         nothing = jax.tree_util.tree_map(jnp.zeros_like, variables["params"])
         gradient, losses = jax.lax.scan(add, nothing, (*each, dropouts))
-        losses = losses.reshape(count)
+        losses = losses.swapaxes(0, 1).reshape(count)
 
     before = state.images.astype(jnp.float32)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, variables["params"], images=before)

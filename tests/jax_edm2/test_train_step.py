@@ -141,6 +141,8 @@ def test_parts_change_nothing_but_rounding(trained):
         assert apart(state.variables, states[4].variables) < 2e-6  # measured: 3e-7
         assert np.array_equal(seen["sigma"], shown[3]["sigma"])
         assert np.asarray(seen["losses"]) == pytest.approx(np.asarray(shown[3]["losses"]), rel=1e-5)
+    with pytest.raises(ValueError, match="8 images are not the 2048 of the recipe's batch_size"):
+        train_step(net, optimizer, Recipe(stds=[0.05, 0.1]), states[3], *data(3), key_of(3))
     with pytest.raises(ValueError, match="8 images do not divide into 3 parts"):
         train_step(net, optimizer, RECIPE, states[3], *data(3), key_of(3), parts=3)
 
@@ -157,7 +159,8 @@ def test_devices_change_nothing_but_rounding(trained, fsdp, axis):
 
     batch = jax.device_put(data(3), NamedSharding(mesh, PartitionSpec("data")))
     with jax.set_mesh(mesh):
-        state, seen = train_step(net, optimizer, RECIPE, jax.tree.map(place, states[3]), *batch, key_of(3))
+        placed = jax.tree.map(place, states[3])
+        state, seen = train_step(net, optimizer, RECIPE, placed, *batch, key_of(3), parts=1 + fsdp)
     assert apart(state.variables, states[4].variables) < 2e-6
     assert float(seen["loss"]) == pytest.approx(float(shown[3]["loss"]), rel=1e-5)
 
@@ -225,6 +228,8 @@ def test_dropout_is_drawn_and_only_where_it_is(trained):
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number, not nan"),
         ({"decay_batches": -1}, "decay_batches must not be below 0, and is -1"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers from 0 to below 1"),
+        ({"batch_size": "8"}, "batch_size must be a finite number, not '8'"),
+        ({"batch_size": 8.0}, "batch_size must be an integer, not 8.0"),
         ({"dropout": 1.0}, "dropout must be from 0 to below 1, not 1.0"),
         ({"beta": 1}, "a recipe has no 'beta', but P_mean, P_std"),
     ],
