@@ -15,7 +15,7 @@ from jax_edm2.converter import presets
 from jax_edm2.converter.devices import start
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.converter.verify.compiling.estimate import estimate_of
-from jax_edm2.converter.verify.compiling.job import DECODER, PROGRAMS, Job
+from jax_edm2.converter.verify.compiling.job import DECODER, DENOISER, SAMPLER, Job
 from jax_edm2.converter.verify.compiling.targets import Target
 from jax_edm2.converter.verify.precision import PRECISIONS
 from tests.bench.speed import DIGITS
@@ -66,7 +66,7 @@ def measured(job: Job, name: str) -> dict:
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tests.bench.programs", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["edm2-img512-xs"], metavar="NAME")
-    parser.add_argument("--programs", nargs="+", default=["denoiser"], choices=PROGRAMS)
+    parser.add_argument("--programs", nargs="+", default=[DENOISER], choices=(DENOISER, SAMPLER, DECODER))
     parser.add_argument("--device", choices=["cpu", "gpu", "tpu"], default="cpu")
     parser.add_argument("--precision", choices=[*PRECISIONS], default="bfloat16")
     parser.add_argument("--batch", type=int, default=8)
