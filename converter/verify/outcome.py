@@ -117,8 +117,10 @@ def unsure(truth: Truth, switches: dict[str, Any], tolerance: Tolerance, finding
         yield f"PyTorch itself is {m.torch_error:.1e} from the truth at {len(off)} places, {m.kind} {m.name} among them"
 
 
-def warnings(plan: Plan, findings: Findings) -> Iterator[str]:
-    """Sentences on what a reader should know beside the verdict."""
+def warnings(plan: Plan, findings: Findings, switches: dict[str, Any]) -> Iterator[str]:
+    """Sentences on what a reader should know beside the verdict. switches: JAX's."""
+    if device := switches.get("emulated"):
+        yield f"the products of a {device.upper()} are emulated on the CPU: nothing ran on one"
     if plan.precision != "float32":
         yield f"{plan.precision} is a health check; the verdict on a conversion is given in float32"
     blind = [m.name for m in findings.forward if m.kind == "isolated" and m.difference.size == 0]

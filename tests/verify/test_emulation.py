@@ -128,6 +128,7 @@ def test_a_report_says_that_it_is_emulated():
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["environment"]["JAX"]["platform"] == "tpu, emulated"
+    assert report["warnings"][0] == "the products of a TPU are emulated on the CPU: nothing ran on one"
     worst = max(m["error"] for m in report["measurements"]["forward"])
     assert 1e-3 < worst < 1e-2  # measured: 4e-3; float32 has 4e-7
 

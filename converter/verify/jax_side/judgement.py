@@ -44,7 +44,7 @@ def judge(
         verdict=verdict,
         reasons=disagreements + doubts if verdict == DISAGREES else doubts + disagreements,
         guilty=guilty(truth.config, findings.forward, findings.parameters or []),
-        warnings=list(warnings(plan, findings)) if truth.golden is None else [],
+        warnings=list(warnings(plan, findings, switches)) if truth.golden is None else [],
         findings=findings,
         environment={"JAX": jax_facts(), "PyTorch": truth.facts.environment},
         switches={"JAX": switches, "PyTorch": truth.facts.switches},
