@@ -177,15 +177,21 @@ def contact_sheet(paths: Sequence[Path], target: Path):
             raise PictureError(f"{path}: is no picture ({error}); remove it") from None
     if len(sizes := {(image.size, image.mode) for image in images}) > 1:
         raise PictureError(f"{target}: {len(sizes)} kinds of pictures do not go on one sheet; leave out --grid")
-    width, height = images[0].size
+    with whole_or_nothing(target, overwrite=True) as temporary:
+        sheet_of(images).save(temporary, "PNG")
+
+
+def sheet_of(images: Sequence[Image.Image | np.ndarray]) -> Image.Image:
+    """Pictures of one kind, or uint8 arrays [C, H, W], in rows, as square as it gets. Raises: PictureError."""
+    tiles = [image if isinstance(image, Image.Image) else _image(image) for image in images]
+    width, height = tiles[0].size
     scale = max(1, -(-TILE // width))
     width, height = width * scale, height * scale
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = -(-len(images) // columns)
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = -(-len(tiles) // columns)
     size = columns * (width + GAP) + GAP, rows * (height + GAP) + GAP
-    sheet = Image.new(images[0].mode, size, "white")
-    for i, image in enumerate(images):
+    sheet = Image.new(tiles[0].mode, size, "white")
+    for i, tile in enumerate(tiles):
         place = GAP + i % columns * (width + GAP), GAP + i // columns * (height + GAP)
-        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
-    with whole_or_nothing(target, overwrite=True) as temporary:
-        sheet.save(temporary, "PNG")
+        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet

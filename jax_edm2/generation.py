@@ -1,13 +1,14 @@
 """From seeds to pictures, on all devices. Every seed has random draws of its own, whatever is computed beside it."""
 
 import contextlib
+import copy
 import functools
 import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,7 @@ class Generator:
         platform = self.devices[0].platform
         nets, both = folded_pair(net, variables, guide, settings, platform)
         self._variables = jax.device_put(both, self._replicated)
+        self._fold = functools.partial(folded_pair, net, guide=guide, settings=settings, platform=platform)
 
         # Each device runs the very program that it would run alone: pictures do not depend on how many there are.
         def parallel(function, *in_specs):
@@ -151,6 +153,12 @@ class Generator:
             jax.eval_shape(*decoder, jax.ShapeDtypeStruct(image, jnp.float32))  # does it fit?
             params = jax.device_put(decoder[1], self._replicated)
             self._decode = functools.partial(parallel(decoder[0], everywhere, shared), params)
+
+    def with_variables(self, variables: Any) -> Self:
+        """The same network with other weights, for which nothing is compiled again."""
+        other = copy.copy(self)
+        other._variables = jax.device_put(self._fold(variables)[1], self._replicated)
+        return other
 
     def batch_size(self, count: int, largest: int) -> int:
         """Images per device, for `count` of them in as few equal batches as there can be; at most `largest`."""

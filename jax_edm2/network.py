@@ -161,11 +161,13 @@ class UNet(Tapped):
     Raises: ValueError if there are no class_labels and label_dim is not 0.
 
     features: the module that turns a noise label into so many features, [N] -> [N, channels]; MPFourier for None.
+    remat: what blocks compute is not kept for their derivatives but computed again: less memory, a third more time.
     """
 
     config: EDM2Config
     folded: Folded = ""
     features: Callable[[int], nn.Module] | None = None
+    remat: bool = False
 
     def setup(self):
         config, conv = self.config, partial(MPConv, folded=self.folded)
@@ -177,7 +179,8 @@ class UNet(Tapped):
         architecture = config.architecture
         # Flax names the members of a dict after attribute and key: enc_64x64_conv, dec_8x8_in0, ...
         conv_in: dict[str, Any] = {architecture.conv_in: conv(config.img_channels + 1, widths[0], (3, 3))}
-        block = partial(Block, config=config, folded=self.folded)
+        kind = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block = partial(kind, config=config, folded=self.folded)
         self.enc: dict[str, Any] = conv_in | {spec.name: block(spec) for spec in architecture.encoder}
         self.dec = {spec.name: block(spec) for spec in architecture.decoder}
         self.out_conv = conv(widths[0], config.img_channels, (3, 3))
@@ -219,15 +222,16 @@ class Precond(Tapped):
     D, logvar = net.apply(variables, x, sigma, class_labels, return_logvar=True)
 
     D = c_skip x + c_out F(c_in x; ln(sigma) / 4, labels), with the c of Table 1 of arXiv 2206.00364. dtype: of the
-    U-Net's activations. folded: what `fold` made of the variables; it alone sets that.
+    U-Net's activations. folded: what `fold` made of the variables; it alone sets that. remat: as for `UNet`.
     """
 
     config: EDM2Config
     dtype: Any = jnp.float32
     folded: Folded = ""
+    remat: bool = False
 
     def setup(self):
-        self.unet = UNet(self.config, folded=self.folded)
+        self.unet = UNet(self.config, folded=self.folded, remat=self.remat)
         self.logvar_fourier_t = MPFourier(self.config.logvar_channels)
         self.logvar_linear = MPConv(self.config.logvar_channels, 1, folded=self.folded)
 

@@ -21,6 +21,10 @@ def sample():
     _run("sample")
 
 
+def train():
+    _run("train")
+
+
 def _run(name: str):
     leave_at_once(f"edm2-{name}")
     import importlib

@@ -9,11 +9,12 @@ import click
 from jax_edm2 import __version__, strict_json
 from jax_edm2.settings import SAMPLERS, Churn, Settings
 
-from ..devices import Cluster, start
+from ..devices import start
 from ..progress import Advance
 from ..sample import sample
 from ..sample_request import GRID_ALONE, SampleRequest
 from ..sources import Fetching
+from .cluster import cluster_of, cluster_options
 from .options import SETTINGS, device_option, source_options
 from .run import NOTE, run, say
 from .seeds import Seeds
@@ -126,10 +127,7 @@ def _churn_option(name: str, kind: click.ParamType, what: str):
     help="Leave out seeds whose picture is there, whole: what is torn is made again, what was made otherwise refused.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="With --skip-existing: make again what was made otherwise.")
-@click.option("--distributed", is_flag=True, help="This is one of several processes, which a cluster started.")
-@click.option("--coordinator", metavar="HOST:PORT", help="Of process 0, where there is no such cluster.")
-@click.option("--num-processes", type=click.IntRange(1), help="How many processes there are.")
-@click.option("--process-id", type=click.IntRange(0), help="Which of them this is.")
+@cluster_options
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_sample(
@@ -142,7 +140,7 @@ def edm2_sample(
 
     The network is a --preset's, or --net. Pictures are named by their seed.
     """
-    cluster = _cluster(distributed, coordinator, num_processes, process_id)
+    cluster = cluster_of(distributed, coordinator, num_processes, process_id)
     if grid and cluster:
         raise click.UsageError(GRID_ALONE)
 
@@ -164,15 +162,6 @@ def edm2_sample(
     say(f"{outdir}: {report.written} {kind}{skipped}, {report.seconds:.1f} s")
     if report.sheet is not None:
         say(str(report.sheet))
-
-
-def _cluster(distributed, coordinator, num_processes, process_id) -> Cluster | None:
-    given = [value is not None for value in (coordinator, num_processes, process_id)]
-    if any(given) and not all(given):
-        raise click.UsageError("--coordinator, --num-processes and --process-id go together")
-    if all(given) and process_id >= num_processes:
-        raise click.UsageError(f"--process-id {process_id} is not below --num-processes {num_processes}")
-    return Cluster(coordinator, num_processes, process_id) if distributed or all(given) else None
 
 
 def _warn(line: str):

@@ -6,6 +6,7 @@ A loop of one's own takes `recipe_for`, `make_optimizer`, `begin` or `resume`, a
 from jax_edm2.training.dataset import DatasetError, ImageDataset, batches
 from jax_edm2.training.encoding import encode
 from jax_edm2.training.loss import denoising_loss, draw_noise_levels, project_to_sphere
+from jax_edm2.training.meshes import data_mesh, fully_sharded, on_host, on_mesh, replicated
 from jax_edm2.training.optimizer import follow, make_optimizer, on_the_sphere, zero_where_not_finite
 from jax_edm2.training.recipe import Recipe, recipe_for
 from jax_edm2.training.step import State, begin, resume, to_training_state, train_step
@@ -17,14 +18,19 @@ __all__ = [
     "State",
     "batches",
     "begin",
+    "data_mesh",
     "denoising_loss",
     "draw_noise_levels",
     "encode",
     "follow",
+    "fully_sharded",
     "make_optimizer",
+    "on_host",
+    "on_mesh",
     "on_the_sphere",
     "project_to_sphere",
     "recipe_for",
+    "replicated",
     "resume",
     "to_training_state",
     "train_step",

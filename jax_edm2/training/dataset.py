@@ -139,12 +139,12 @@ def batches(
     Every image comes once in each pass, and passes differ in order. The order is a function of seed and position alone:
     start, in images, is where a training goes on that has seen so many. part: (this, of how many) processes, each of
     which gets its share of every batch. Shuffled and read by grain, in `threads` threads.
-    Raises: DatasetError; ValueError for a start or a part that does not divide.
+    Raises: DatasetError; ValueError for a batch that does not divide, a part that is none or a start below 0.
     """
     import grain
 
     this, count = part
-    if batch_size < 1 or batch_size % count or start % batch_size or not 0 <= this < count:
+    if batch_size < 1 or batch_size % count or start < 0 or not 0 <= this < count:
         raise ValueError(
             f"a batch of {batch_size} from image {start} on does not divide into {count} parts, or has no part {this}"
         )

@@ -90,6 +90,9 @@ _RECIPES = {
 }
 
 
+PRESETS = tuple(_RECIPES)
+
+
 def recipe_for(preset: str, **changes: Any) -> Recipe:
     """NVlabs' recipe of a size: edm2-img512-xxs to -xxl, edm2-img64-xs to -xl; `changes`: fields that are others.
 

@@ -113,8 +113,9 @@ def test_the_order_is_of_seed_and_position(tmp_path):
     assert [n for k in range(0, 20, 2) for part in parts for n in part[k : k + 2]] == first
     with pytest.raises(ValueError, match="does not divide into 3 parts"):
         batches(dataset, 4, part=(0, 3))
-    with pytest.raises(ValueError, match="from image 2 on does not divide"):
-        batches(dataset, 4, start=2)
+    assert order(dataset, 20, start=6) == order(dataset, 26)[6:]  # of a training whose batches were of another size
+    with pytest.raises(ValueError, match="from image -2 on does not divide"):
+        batches(dataset, 4, start=-2)
 
 
 def test_encoders(tmp_path):

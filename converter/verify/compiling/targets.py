@@ -18,7 +18,8 @@ DIMENSIONS = {"v5e": 2, "v6e": 2, "v5p": 3}  # of a topology; GPUs are in a row
 
 @dataclass(frozen=True)
 class Device:
-    """memory in bytes, bandwidth in bytes a second, flops a second by dtype; each of one chip.
+    """kind: a pattern of what JAX calls its device_kind. memory in bytes, bandwidth in bytes a
+    second, flops a second by dtype; each of one chip.
 
     details: what a GPU's description for the compiler takes, and a TPU's name and clock (cycles a second).
     """
@@ -26,6 +27,7 @@ class Device:
     key: str
     platform: str
     name: str
+    kind: str
     memory: float
     bandwidth: float
     flops: Mapping[str, float]
@@ -68,9 +70,17 @@ class Target:
         return cls(text, device, shape)
 
 
+def device_of(kind: str) -> Device | None:
+    """What JAX calls its device_kind, if its figures are known: "NVIDIA H100 80GB HBM3", "TPU v5 lite"."""
+    for device in devices().values():
+        if re.search(device.kind, kind):
+            return device
+    return None
+
+
 @functools.cache
 def devices() -> dict[str, Device]:
-    common = {"platform", "name", "memory", "bandwidth", "flops", "source"}
+    common = {"platform", "name", "kind", "memory", "bandwidth", "flops", "source"}
     return {
         key: Device(
             key,
