@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators meshes sampling golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators kills meshes sampling golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), tr
 
 accelerators: $(COMPILERS)/.ready  ## every size compiled for TPUs and GPUs that are not here, in an environment of their compilers
 	$(COMPILERS)/bin/python -m tests.surveys.accelerators $(ARGS)
+
+kills: $(READY)  ## trainings that are killed 50 times at random moments, and what comes of them in the end
+	$(BIN)/python -m tests.surveys.kills $(ARGS)
 
 meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind
 	$(BIN)/python -m tests.surveys.meshes $(ARGS)

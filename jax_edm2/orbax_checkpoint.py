@@ -229,11 +229,13 @@ def _save(path: Path, shown: Any, tensors: Mapping[str, Tensor], record: Record)
 
     leaves = unflatten_dict({name: _Leaf(tensor) for name, tensor in tensors.items()}, sep="/")
     ocp = orbax()
-    types = ocp.type_handlers.create_type_handler_registry((_Leaf, _streaming()))
     # Of a training state every tensor has a folder of its own, as it is: that takes half the time, and less memory.
     layout = {} if record.training is None else {"use_ocdbt": False, "use_compression": False}
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types, **layout)
-    with _silently(), ocp.Checkpointer(handler) as checkpointer:
+    with _silently():
+        types = ocp.type_handlers.create_type_handler_registry((_Leaf, _streaming()))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types, **layout)
+        checkpointer: Any = ocp.Checkpointer(handler)
+    with _silently(), checkpointer:
         try:
             checkpointer.save(path, ocp.args.PyTreeSave(leaves), custom_metadata={KEY: record.to_json()})
         except (OSError, ValueError) as error:  # tensorstore's, with the disk's reason at its end

@@ -20,8 +20,14 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "jax_edm2.converter.downloads.download",
-        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "sample", "verify")),
-        *("jax_edm2.generation", "jax_edm2.decoding", "orbax.checkpoint", "tests.support.children"),
+        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "sample", "train", "verify")),
+        *(
+            "jax_edm2.generation",
+            "jax_edm2.decoding",
+            "jax_edm2.converter.train.loop",
+            "orbax.checkpoint",
+            "tests.support.children",
+        ),
     ]
 )
 
@@ -64,7 +70,21 @@ def phema(indir: str, outdir: str, stds: tuple[float, ...]):
     reconstruct(PhemaRequest(Path(indir), Path(outdir), stds, force=True))
 
 
+def train(data: str, outdir: str, images: int, devices: int, checkpoint: int):
+    """A training of a tiny network, on so many devices of this machine, as `edm2-train` does it."""
+    import jax
+
+    from jax_edm2.converter.devices import start
+    from jax_edm2.converter.train.loop import train
+    from tests.support.trainings import request
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    start("cpu")
+    train(request(Path(data), Path(outdir), images, checkpoint=checkpoint))
+
+
 COMMANDS = {
+    "edm2-train": "jax_edm2.converter.cli.train",
     "edm2-convert": "jax_edm2.converter.cli.convert",
     "edm2-phema": "jax_edm2.converter.cli.phema",
     "edm2-sample": "jax_edm2.converter.cli.sample",
