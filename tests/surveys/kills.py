@@ -6,7 +6,6 @@ python -m tests.surveys.kills                  # 50 kills on one device and 50 o
 import argparse
 import os
 import random
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +33,7 @@ def survey(folder: Path, devices: int, kills: int) -> int:
     """How many trainings ended otherwise."""
     data, arguments = small_dataset(folder / "data.zip"), (STEPS * BATCH, devices, EVERY)
     first = folder / f"{devices}-whole"
-    seconds = [children.duration(children.train, (str(data), str(first), *arguments)) for _ in range(1)][0]
+    seconds = children.duration(children.train, (str(data), str(first), *arguments))
     expected, killed, wrong, trainings, starts = digest(first), 0, 0, 0, 0
     print(f"{devices} devices: {STEPS} steps without a stop take {seconds:.1f} s", flush=True)
     while killed < kills:
@@ -49,13 +48,8 @@ def survey(folder: Path, devices: int, kills: int) -> int:
         same = digest(outdir) == expected
         trainings, wrong = trainings + 1, wrong + (not same)
         left = [path.name for path in outdir.iterdir() if path.name.startswith(".")]
-        print(
-            f"  killed {here} times: {'the same' if same else 'OTHERWISE'}{f', and left {left}' if left else ''}",
-            flush=True,
-        )
-        wrong += bool(left)
-        shutil.rmtree(outdir)
-    print(f"{devices} devices: {killed} kills in {trainings} trainings, {wrong} of which ended otherwise", flush=True)
+        found = "the same" if same else "OTHERWISE"
+        print(f"  killed {here} times: {found}{f', and left {left}' if left else ''}", flush=True)
     return wrong
 
 
