@@ -27,19 +27,21 @@ from jax_edm2.tensors import Tensor, refuse_to_lose, stored_dtype
 
 from . import presets
 from .averages import Averages, Journal
-from .checkpoint_weights import read_checkpoint
+from .checkpoint_weights import CheckpointWeights, read_checkpoint
 from .convert import convert, describe
 from .errors import ConverterError, UsageError
 from .names import jax_path
+from .opening import open_network
 from .progress import Progress, Warn, silent
-from .snapshot import Snapshot, read_snapshot
+from .snapshot import Snapshot
 from .sources import Fetching, check_snapshot
 from .to_snapshot import WritingLike
+from .weights import Weights
 
 if TYPE_CHECKING:
     import numpy as np
 
-FILE_NAME = re.compile(r"(?P<prefix>.*)-(?P<kimg>\d{1,9})-(?P<std>\d+\.\d+)\.pkl", re.DOTALL)
+FILE_NAME = re.compile(r"(?P<prefix>.*)-(?P<kimg>\d{1,9})-(?P<std>\d+\.\d+)\.(pkl|safetensors)", re.DOTALL)
 SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax", "pkl": ".pkl"}  # of formats
 NAMED = 4  # snapshots that are missing, in a warning
 HALF = 2.0**-11  # what rounding a value to float16 may change it by, relatively
@@ -148,8 +150,10 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
         return PhemaReport([], skipped)
     coefficients, condition = _coefficients(inputs, images, list(outputs), request.nvlabs_rounding)
     with contextlib.ExitStack() as stack:
-        snapshots = [stack.enter_context(read_snapshot(each.path)) for each in inputs]
+        snapshots = [stack.enter_context(open_network(each.path)) for each in inputs]
         _refuse_strangers(snapshots)
+        if request.format == "pkl" and not isinstance(snapshots[-1], Snapshot):
+            raise PhemaError(f"{inputs[-1].path}: --format pkl makes copies of the last snapshot, which must be a .pkl")
         if missing := _missing(inputs):
             warn(f"{request.indir}: has no {listing(missing)}: averages are made of what is there")
         work = _Work(request, inputs, snapshots, coefficients, condition, images, outputs)
@@ -184,6 +188,8 @@ def find_inputs(request: PhemaRequest) -> list[Input]:
     found = []
     for name, path in names.items():
         match = FILE_NAME.fullmatch(name)
+        if name.endswith(".safetensors") and name.removesuffix(".safetensors") + ".pkl" in names:
+            continue  # edm2-train writes both
         if not match or request.inprefix not in (None, match["prefix"]):
             continue
         std = float(match["std"])
@@ -251,7 +257,7 @@ def _coefficients(inputs: list[Input], images: int, stds: list[float], nvlabs: b
         raise PhemaError(f"{inputs[0].path.parent}: {error}") from None
 
 
-def _refuse_strangers(snapshots: list[Snapshot]):
+def _refuse_strangers(snapshots: Sequence[Weights]):
     """All are of one architecture, and have their tensors in the same dtypes."""
     first = snapshots[-1]
     for other in snapshots:
@@ -271,7 +277,7 @@ def _refuse_strangers(snapshots: list[Snapshot]):
 class _Work:
     request: PhemaRequest
     inputs: list[Input]
-    snapshots: list[Snapshot]
+    snapshots: Sequence[Weights]
     coefficients: "np.ndarray"  # float64 [snapshots, averages]
     condition: float
     images: int
@@ -322,13 +328,16 @@ class _Work:
 
     def _writing(self, path: Path, column: int, tensors: dict[str, Tensor]) -> Writing | WritingLike:
         record = self._record(column, tensors)
-        if self.request.format == "pkl":
-            return WritingLike(self.snapshots[-1], path, tensors, record)
+        if isinstance(last := self.snapshots[-1], Snapshot) and self.request.format == "pkl":
+            return WritingLike(last, path, tensors, record)
         return Writing(path, tensors, record)
 
     def _place(self, journal: Journal, column: int, writing: Writing | WritingLike, path: Path) -> Record:
         """Finish an average, and put it where it belongs."""
         digests = tuple(journal.digest(number, snapshot) for number, snapshot in enumerate(self.snapshots))
+        for snapshot, digest in zip(self.snapshots, digests, strict=True):
+            if isinstance(snapshot, CheckpointWeights) and snapshot.record.digest not in ("", digest):
+                raise PhemaError(f"{snapshot.path}: its tensors are not those of its record: it is damaged")
         count = sum(done.bad[column] for done in journal.tensors.values())
 
         def complete(record: Record) -> Record:

@@ -146,13 +146,15 @@ def _alone(outdir: Path) -> Iterator[None]:
         return
     lock = filelock.FileLock(outdir / LOCK)
     try:
-        with lock.acquire(blocking=False):
-            yield
+        lock.acquire(blocking=False)
     except filelock.Timeout:
         raise TrainError(f"{outdir}: another edm2-train is at work in it") from None
+    try:
+        yield
     finally:
+        (outdir / LOCK).unlink(missing_ok=True)
+        lock.release()
         with contextlib.suppress(OSError):
-            (outdir / LOCK).unlink()
             if made:
                 outdir.rmdir()
 
@@ -177,12 +179,12 @@ class _Training:
         self.optimizer = make_optimizer(self.recipe)
         self.parts = plan.parts(self.mesh.size)
         self.sampler = Sampler(self.net, self.record, plan.dataset.label_dim, request.samples, request.vae)
+        self.state, self.shardings = self._placed(stored)
         self.statistics = Statistics(self.outdir, request.tensorboard) if self.first else None
         if self.statistics is not None:
             stack.callback(self.statistics.close)
             self._write_options()
             self.checkpoints.sweep()
-        self.state, self.shardings = self._placed(stored)
         self.seconds = 0.0 if stored is None or stored.record.training is None else stored.record.training.seconds
         self.images = self.began = int(on_host(self.state.images))
         self.saved = self.images  # what a checkpoint has, or need not have

@@ -22,7 +22,7 @@ from jax_edm2.training_state import TrainingState, load_training_state
 from ..convert import describe
 from ..errors import UsageError
 from ..networks import in_memory, record_of
-from ..opening import is_checkpoint, known, open_side, open_weights
+from ..opening import is_checkpoint, known, open_network, open_weights
 from ..training_state import TrainingState as TrainingStateFile
 from .request import TrainError, TrainRequest
 
@@ -170,9 +170,7 @@ def read_training(
 
 def _weights(path: Path, part: str | None) -> tuple[Record, Any]:
     """Of a snapshot, checkpoint or training state, in float32, for a training that begins with them."""
-    with open_side(path, part) as weights:
-        if not path.exists():
-            raise TrainError(f"{path}: there is no such file or folder")
+    with open_network(path, part) as weights:
         record = record_of(weights)
         variables = in_memory(weights, "float32")
     if record.not_finite:

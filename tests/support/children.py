@@ -21,13 +21,8 @@ FORKS.set_forkserver_preload(
     [
         "jax_edm2.converter.downloads.download",
         *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "sample", "train", "verify")),
-        *(
-            "jax_edm2.generation",
-            "jax_edm2.decoding",
-            "jax_edm2.converter.train.loop",
-            "orbax.checkpoint",
-            "tests.support.children",
-        ),
+        *(f"jax_edm2.{name}" for name in ("generation", "decoding", "converter.train.loop")),
+        *("orbax.checkpoint", "tests.support.children"),
     ]
 )
 
