@@ -34,6 +34,10 @@ class Bar(tqdm):
             self.bar_format = LINE if self.total else LINE_WITHOUT_TOTAL
             print(str(self) if msg is None else msg, file=sys.stderr, flush=True)
 
+    def clear(self, *args: Any, **kwargs: Any):
+        if self._terminal:
+            super().clear(*args, **kwargs)
+
     def close(self):
         if hasattr(self, "_closed"):  # tqdm closes what it could not make
             self._closed.set()

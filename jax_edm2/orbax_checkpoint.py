@@ -233,14 +233,23 @@ def _save(path: Path, shown: Any, tensors: Mapping[str, Tensor], record: Record)
     layout = {} if record.training is None else {"use_ocdbt": False, "use_compression": False}
     with _silently():
         types = ocp.type_handlers.create_type_handler_registry((_Leaf, _streaming()))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types, **layout)
-        checkpointer: Any = ocp.Checkpointer(handler)
+        alone = _alone()
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types, multiprocessing_options=alone, **layout)
+        checkpointer: Any = ocp.Checkpointer(handler, multiprocessing_options=alone)
     with _silently(), checkpointer:
         try:
             checkpointer.save(path, ocp.args.PyTreeSave(leaves), custom_metadata={KEY: record.to_json()})
         except (OSError, ValueError) as error:  # tensorstore's, with the disk's reason at its end
             reason = " ".join(str(error).split())[-150:]
             raise CheckpointError(f"{shown}: orbax could not write it (... {reason})") from error
+
+
+def _alone() -> Any:
+    """Of several processes this one writes, and waits for no other."""
+    import jax
+
+    this = jax.process_index()
+    return orbax().options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
 
 class _Leaf:

@@ -134,7 +134,7 @@ def test_it_ends_with_a_checkpoint(folder, tmp_path, signal_, code):
     process.send_signal(signal_)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr
-    lines = [line for line in stderr.splitlines() if not line.startswith("training: ")]
+    lines = [line for line in stderr.splitlines() if line and not line.startswith("training: ")]
     interrupted = ["edm2-train: interrupted"] * (signal_ == signal.SIGINT)
     assert lines == ["edm2-train: ends after this step, with a checkpoint; Ctrl-C again ends it at once", *interrupted]
     (checkpoint,) = (tmp_path / "out").glob("training-state-*")
@@ -167,7 +167,7 @@ def test_two_processes_are_one_training(folder, tmp_path):
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "trained from 0.0 to 0.0 kimg" in outputs[0][0]
-    assert outputs[1][0] == ""
+    assert "kimg" not in outputs[1][0]
     assert TRAIN.run(f"--outdir={tmp_path / 'one'}", *more).returncode == 0
     from flax.traverse_util import flatten_dict
 

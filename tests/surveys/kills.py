@@ -33,7 +33,8 @@ def survey(folder: Path, devices: int, kills: int) -> int:
     """How many trainings ended otherwise."""
     data, arguments = small_dataset(folder / "data.zip"), (STEPS * BATCH, devices, EVERY)
     first = folder / f"{devices}-whole"
-    seconds = children.duration(children.train, (str(data), str(first), *arguments))
+    for outdir in (folder / f"{devices}-compiled", first):  # the second one compiles nothing
+        seconds = children.duration(children.train, (str(data), str(outdir), *arguments))
     expected, killed, wrong, trainings, starts = digest(first), 0, 0, 0, 0
     print(f"{devices} devices: {STEPS} steps without a stop take {seconds:.1f} s", flush=True)
     while killed < kills:
