@@ -1,17 +1,22 @@
 """Trains the digits network: a small class-conditional EDM2 on scikit-learn's 8x8 digits.
 
     python -m golden.digits train --outdir runs/digits
+    python -m golden.digits data digits.zip --classes 0,1,2,3,4
     python -m golden.digits sample golden/digits.pkl --picture golden/digits.png
 
 `train` writes EMA snapshots with std 0.050 and 0.100 along the way; `golden/digits.pkl` is the last one with
-std 0.100, and `golden/digits-guide.pkl`, its guide, the one of 128 kimg. `sample` draws 1,000 digits with 32 Heun
+std 0.100, and `golden/digits-guide.pkl`, its guide, the one of 128 kimg. `data` writes the training digits as a dataset
+for edm2-train and NVlabs' train_edm2.py; `golden/digits-five.zip` is that of the first five classes. `sample` draws 1,000 digits with 32 Heun
 steps and reports how many of them a classifier recognises that was trained on the same real digits as the network, and
 beside it that classifier's figure on real digits held out.
 """
 
 import argparse
+import io
+import json
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +55,21 @@ def digits():
     images, labels = load_digits(return_X_y=True)
     images = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     return train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=SEED)
+
+
+def write_data(path, classes=range(10)):
+    """The training digits of some classes as NVlabs' dataset_tool.py would write them: a ZIP of PNG files."""
+    from PIL import Image
+
+    images, _, labels, _ = digits()
+    pairs = []
+    with zipfile.ZipFile(path, "w") as archive:  # whose entries have no date: it is the same each time
+        for number in np.flatnonzero(np.isin(labels, list(classes))):
+            content = io.BytesIO()
+            Image.fromarray(images[number, 0]).save(content, "PNG")
+            pairs.append([f"{number:05d}.png", int(labels[number])])
+            archive.writestr(zipfile.ZipInfo(pairs[-1][0]), content.getvalue())
+        archive.writestr(zipfile.ZipInfo("dataset.json"), json.dumps({"labels": pairs}))
 
 
 def one_hot(labels):
@@ -150,12 +170,18 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train")
     command.add_argument("--outdir", type=Path, required=True)
+    command = commands.add_parser("data")
+    command.add_argument("zip", type=Path)
+    command.add_argument("--classes", type=lambda text: [int(digit) for digit in text.split(",")], default=range(10))
     command = commands.add_parser("sample")
     command.add_argument("snapshot", type=Path)
     command.add_argument("--picture", type=Path)
     args = parser.parse_args(argv)
     if args.command == "train":
         train(args.outdir)
+        return None
+    if args.command == "data":
+        write_data(args.zip, args.classes)
         return None
     from jax_edm2.converter.errors import ConverterError
 
