@@ -5,10 +5,10 @@
     python -m golden.digits sample golden/digits.pkl --picture golden/digits.png
 
 `train` writes EMA snapshots with std 0.050 and 0.100 along the way; `golden/digits.pkl` is the last one with
-std 0.100, and `golden/digits-guide.pkl`, its guide, the one of 128 kimg. `data` writes the training digits as a dataset
-for edm2-train and NVlabs' train_edm2.py; `golden/digits-five.zip` is that of the first five classes. `sample` draws 1,000 digits with 32 Heun
-steps and reports how many of them a classifier recognises that was trained on the same real digits as the network, and
-beside it that classifier's figure on real digits held out.
+std 0.100, and `golden/digits-guide.pkl`, its guide, the one of 128 kimg. `data` writes the training digits as a
+dataset for edm2-train and NVlabs' train_edm2.py; `golden/digits-five.zip` is that of the first five classes. `sample`
+draws 1,000 digits with 32 Heun steps and reports how many of them a classifier recognises that was trained on the same
+real digits as the network, and beside it that classifier's figure on real digits held out.
 """
 
 import argparse

@@ -5,6 +5,7 @@ report = train(TrainRequest(outdir=Path("run"), data=Path("images.zip"), preset=
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import time
@@ -113,6 +114,7 @@ def train(
     device can do.
     Raises: UsageError, TrainError, DatasetError, ConverterError, CheckpointError, OSError.
     """
+    _check_extra()
     warn = warn if jax.process_index() == 0 else lambda _line: None
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(request.outdir))
@@ -125,6 +127,13 @@ def train(
             raise TrainError(
                 f"JAX could not go on ({text:.150}); --batch-gpu, --remat and --fsdp take less memory"
             ) from None
+
+
+def _check_extra():
+    """What is only needed when data are read or a picture is drawn is there. Raises: TrainError."""
+    for name in ("grain", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            raise TrainError(f"training needs {name}: pip install 'edm2-jax[training]'")
 
 
 def plan_of(request: TrainRequest, warn: Warn = warnings.warn) -> Plan:

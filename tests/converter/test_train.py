@@ -163,7 +163,7 @@ def test_how_it_is_computed_changes_roundings_alone(plain, data, tmp_path, monke
     found = flatten_dict(jax_edm2.load_training_state(report.checkpoint).averages[0.1], sep="/")
     for name, value in flatten_dict(plain.averages[0.1], sep="/").items():
         apart, size = np.linalg.norm(value - found[name]), max(np.linalg.norm(value), 0.01)  # gains begin at 0
-        assert apart <= 3e-6 * size, (name, apart / size)  # gains are added to by Adam whatever their size
+        assert apart <= 3e-6 * size, (name, apart / size)
 
 
 def test_from_nvlabs_state(data, tmp_path):
