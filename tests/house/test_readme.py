@@ -27,7 +27,8 @@ def test_python_examples(code, digits_checkpoint, monkeypatch, capsys):
 
 def test_commands_are_found():
     found = commands()
-    assert {command.split()[0] for command in found} == {"make", "pip", "edm2-convert", "edm2-verify", "edm2-sample"}
+    tools = {"edm2-convert", "edm2-verify", "edm2-sample", "edm2-train"}
+    assert {command.split()[0] for command in found} == {"make", "pip", *tools}
     assert len(found) >= 15
     assert not any("#" in command for command in found)
 
