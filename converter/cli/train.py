@@ -141,7 +141,7 @@ def _path(**more):
 @click.option("--status", type=Images(), default="128Ki", show_default=True, help="Interval of status lines.")
 @click.option("--snapshot", type=Images(), default="8Mi", show_default=True, help="Interval of network snapshots.")
 @click.option("--checkpoint", type=Images(), default="128Mi", show_default=True,
-              help="Interval of training checkpoints. 0, of all three: never.")  # fmt: skip
+              help="Interval of training checkpoints. 0: at the end alone; of the others: never.")  # fmt: skip
 @click.option("--keep", type=click.IntRange(0), default=0, show_default=True,
               help="Newest checkpoints to keep. 0: all.")  # fmt: skip
 @click.option("--snapshot-dtype", type=click.Choice(SNAPSHOT_DTYPES), default="float16", show_default=True,

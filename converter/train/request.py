@@ -31,10 +31,10 @@ class TrainRequest:
     (a file's, where there is one), lr, decay (steps), rampup (images). loss_scaling, stds: as in `Recipe`.
     batch_gpu: most images at once on a device; 0 for no limit. fp16: as in NVlabs' network, by default True
     or the file's. precision: of activations; auto is float32 on CPUs, and without fp16, else bfloat16 on TPUs and
-    float16 on GPUs. remat: as in `Precond`. fsdp: the state is split over the
-    devices. status, snapshot, checkpoint: every so many images; 0 for never. snapshot_dtype: of snapshots' weights.
-    pkl: snapshots also in NVlabs' container. keep: how many checkpoints stay, 0 for all. samples: pictures in the grid
-    that is drawn at each snapshot, with a VAE's folder or file for latents.
+    float16 on GPUs. remat: as in `Precond`. fsdp: the state is split over the devices. status, snapshot, checkpoint:
+    every so many images; 0 for never, but for the checkpoint at the end. snapshot_dtype: of snapshots' weights. pkl:
+    snapshots also in NVlabs' container. keep: how many checkpoints stay, 0 for all. samples: pictures in the grid that
+    is drawn at each snapshot, with a VAE's folder or file for latents.
     Raises: UsageError for values that make no sense in themselves.
     """
 
