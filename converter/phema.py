@@ -33,7 +33,7 @@ from .errors import ConverterError, UsageError
 from .names import jax_path
 from .opening import open_network
 from .progress import Progress, Warn, silent
-from .snapshot import Snapshot
+from .snapshot import Snapshot, read_snapshot
 from .sources import Fetching, check_snapshot
 from .to_snapshot import WritingLike
 from .weights import Weights
@@ -150,7 +150,7 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
         return PhemaReport([], skipped)
     coefficients, condition = _coefficients(inputs, images, list(outputs), request.nvlabs_rounding)
     with contextlib.ExitStack() as stack:
-        snapshots = [stack.enter_context(open_network(each.path)) for each in inputs]
+        snapshots = [stack.enter_context(_opened(each)) for each in inputs]
         _refuse_strangers(snapshots)
         if request.format == "pkl" and not isinstance(snapshots[-1], Snapshot):
             raise PhemaError(f"{inputs[-1].path}: --format pkl makes copies of the last snapshot, which must be a .pkl")
@@ -255,6 +255,11 @@ def _coefficients(inputs: list[Input], images: int, stds: list[float], nvlabs: b
         return np.column_stack([solve(stored, [(images, std)])[:, 0] for std in stds]), posthoc_condition(stored)
     except ValueError as error:
         raise PhemaError(f"{inputs[0].path.parent}: {error}") from None
+
+
+def _opened(each: Input) -> Weights:
+    """A snapshot of NVlabs' container, or a checkpoint that edm2-train wrote."""
+    return open_network(each.path) if each.name.endswith(".safetensors") else read_snapshot(each.path)
 
 
 def _refuse_strangers(snapshots: Sequence[Weights]):

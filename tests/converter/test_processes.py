@@ -85,7 +85,7 @@ def test_edm2_verify(traps, digits_pkl):
 
 def test_every_process_of_ours_is_started_there():
     """Whoever starts Python without converter.processes starts it with the current folder on its path."""
-    others = re.compile(r"sys\.executable|multiprocessing|os\.(?:exec|spawn|popen|system)|shell=")
+    others = re.compile(r"sys\.executable|\bmultiprocessing\b|os\.(?:exec|spawn|popen|system)|shell=")
     for folder in ("converter", "jax_edm2", "torch_ref", "golden"):
         for path in (ROOT / folder).rglob("*.py"):
             if path != ROOT / "converter" / "processes.py":
