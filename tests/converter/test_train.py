@@ -20,7 +20,6 @@ from jax_edm2.converter.train.loop import plan_of, train
 from jax_edm2.converter.train.pictures import draw_losses
 from jax_edm2.converter.train.request import TrainError
 from jax_edm2.converter.train.statistics import BINS, mean_loss, tallied
-from jax_edm2.tensors import CheckpointError
 from tests.support.datasets import small_dataset, write_dataset
 from tests.support.states import TINY, Trained
 from tests.support.trainings import BATCH, request
@@ -278,4 +277,3 @@ def test_options_that_make_no_sense(data, tmp_path):
         with pytest.raises(jax_edm2.converter.errors.UsageError, match=text):
             train(dataclasses.replace(wanted, **change))
         assert not (tmp_path / "run").exists()
-    assert CheckpointError is not TrainError

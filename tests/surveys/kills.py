@@ -6,6 +6,7 @@ python -m tests.surveys.kills                  # 50 kills on one device and 50 o
 import argparse
 import os
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -47,10 +48,13 @@ def survey(folder: Path, devices: int, kills: int) -> int:
                 break
             killed, here = killed + 1, here + 1
         same = digest(outdir) == expected
-        trainings, wrong = trainings + 1, wrong + (not same)
+        trainings += 1
         left = [path.name for path in outdir.iterdir() if path.name.startswith(".")]
         found = "the same" if same else "OTHERWISE"
         print(f"  killed {here} times: {found}{f', and left {left}' if left else ''}", flush=True)
+        wrong += bool(left) or not same
+        shutil.rmtree(outdir)
+    print(f"{devices} devices: {killed} kills in {trainings} trainings, {wrong} of which ended otherwise", flush=True)
     return wrong
 
 
