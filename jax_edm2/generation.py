@@ -155,9 +155,9 @@ class Generator:
             self._decode = functools.partial(parallel(decoder[0], everywhere, shared), params)
 
     def with_variables(self, variables: Any) -> Self:
-        """The same network with other weights, for which nothing is compiled again."""
+        """The same network with other weights, for which nothing is compiled again; None: with none, for later."""
         other = copy.copy(self)
-        other._variables = jax.device_put(self._fold(variables)[1], self._replicated)
+        other._variables = None if variables is None else jax.device_put(self._fold(variables)[1], self._replicated)
         return other
 
     def batch_size(self, count: int, largest: int) -> int:

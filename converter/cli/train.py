@@ -217,19 +217,17 @@ def _train(request: TrainRequest, json_: bool) -> "tuple[TrainReport, int | None
             say("edm2-train: ends after this step, with a checkpoint; Ctrl-C again ends it at once", err=True)
 
     with Asked(tell) as asked, _watched(request, json_) as (status, advance):
-        report = train(request, warn=_warn, status=status, advance=advance, stop=asked, peak=_peak(request))
+        report = train(request, warn=_warn, status=status, advance=advance, stop=asked, peak=_peak)
     return report, asked.signal
 
 
-def _peak(request: TrainRequest) -> float | None:
+def _peak(precision: str) -> float | None:
     """Floating-point operations a second of one of the devices, if its datasheet is known."""
     import jax
 
     from ..verify.compiling.targets import device_of
 
-    found, device = device_of(jax.devices()[0].device_kind), jax.devices()[0].platform
-    half = {"gpu": "float16", "tpu": "bfloat16"}.get(device, "float32")
-    precision = request.precision if request.precision != "auto" else "float32" if request.fp16 is False else half
+    found = device_of(jax.devices()[0].device_kind)
     return None if found is None else found.peak(precision)
 
 
@@ -297,9 +295,10 @@ def _dry_run(request: TrainRequest, compile_for: str | None, json_: bool) -> int
     from ..train.checkpoints import Checkpoints
     from ..train.estimate import needs
     from ..train.loop import plan_of
+    from ..train.options import options_of
 
     plan = plan_of(request, _warn)
-    found, options = needs(plan), plan.options()
+    found, options = needs(plan), options_of(plan)
     if json_:
         needed = {"devices": found.devices, "parts": found.parts, "parameters": found.parameters}
         text = {"options": options, **needed, "bytes": found.bytes, "flop": found.flop}

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from jax_edm2.files import scratch
 from jax_edm2.tensors import CheckpointError
@@ -17,6 +18,7 @@ from jax_edm2.training_state import TrainingState, save_training_state
 from ..progress import Warn
 from .request import TrainError
 
+Found = TypeVar("Found")
 _NAME = re.compile(r"training-state-(?P<images>\d{10})")
 
 
@@ -37,7 +39,7 @@ class Checkpoints:
         names = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted((path for path in names if _NAME.fullmatch(path.name)), reverse=True)
 
-    def newest(self, load: Callable[[Path], TrainingState]) -> tuple[Path, TrainingState] | None:
+    def newest(self, load: Callable[[Path], Found]) -> tuple[Path, Found] | None:
         """The newest that `load` finds sound, and what it gives; None if there is none at all.
 
         Raises: TrainError if there are some and none is sound.

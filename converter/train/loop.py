@@ -6,9 +6,7 @@ report = train(TrainRequest(outdir=Path("run"), data=Path("images.zip"), preset=
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,22 +16,11 @@ from typing import Any
 
 import filelock
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.errors import JaxRuntimeError
 
-from jax_edm2.dtypes import DTYPES
-from jax_edm2.files import whole_or_nothing
-from jax_edm2.network import Precond
-from jax_edm2.record import Record
-from jax_edm2.safetensors_checkpoint import write_safetensors
-from jax_edm2.state_layout import expected_state
-from jax_edm2.tensors import Tensor
 from jax_edm2.training import (
-    State,
     batches,
-    begin,
     data_mesh,
     encode,
     fully_sharded,
@@ -41,7 +28,6 @@ from jax_edm2.training import (
     on_host,
     on_mesh,
     replicated,
-    resume,
     to_training_state,
     train_step,
 )
@@ -49,31 +35,19 @@ from jax_edm2.training_state import TrainingState
 
 from ..flops import multiply_accumulates
 from ..progress import Warn
-from ..to_snapshot import write_snapshot
-from ..training_state import OPTIONS
 from .checkpoints import Checkpoints
+from .clock import Clock
+from .options import write_options
 from .pictures import Sampler, draw_losses
-from .plan import DECIMALS, Plan, make_plan, otherwise, read_training
+from .plan import Plan, make_plan
 from .request import TrainError, TrainRequest
-from .statistics import Statistics, mean_loss, memory, no_tally, tallied
+from .snapshots import write_snapshots
+from .states import begun, initial_variables, read_training, record_of_training, resumed
+from .statistics import Statistics, Status, memory
+from .tally import mean_loss, no_tally, tallied
 
 LOCK = ".lock"
 Stop = Callable[[], bool]  # whether training shall end after the step that it is in
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a training is: images it has seen, the mean loss since the last status, seconds in all, and figures."""
-
-    images: int
-    duration: int
-    loss: float
-    rate: float
-    seconds: float
-    seconds_per_kimg: float
-    waited: float  # share of the time that was spent waiting for data
-    memory: float | None  # GB, of the device if it says so, else of the process
-    share_of_peak: float | None  # of the device's floating-point operations
 
 
 @dataclass(frozen=True)
@@ -103,7 +77,7 @@ def train(
     status: Callable[[Status], object] = lambda _: None,
     advance: Callable[[int], object] = lambda _: None,
     stop: Stop = lambda: False,
-    peak: float | None = None,
+    peak: Callable[[str], float | None] = lambda _: None,
 ) -> TrainReport:
     """Train, on all devices that JAX has, until the duration is reached or `stop` says so: then with a checkpoint.
 
@@ -111,7 +85,7 @@ def train(
     stopped, if nothing else was changed. Of several processes, all have to see the same `outdir`.
     warn: is given a line for each thing that the user should know. status: of the figures, every so many images;
     advance: of the images that have been seen, after every step. peak: floating-point operations a second that one
-    device can do.
+    device can do in a precision, if that is known.
     Raises: UsageError, TrainError, DatasetError, ConverterError, CheckpointError, OSError.
     """
     _check_extra()
@@ -137,12 +111,14 @@ def _check_extra():
 
 
 def plan_of(request: TrainRequest, warn: Warn = warnings.warn) -> Plan:
-    """What `train` would do, and nothing is written. Raises: as `train`."""
-    found = Checkpoints(request.outdir, request.keep, warn).newest(read_training)
-    stored = found[1] if found is not None else None
-    if stored is None and request.resume is not None:
-        stored = read_training(request.resume, request.config_from)
-    return make_plan(request, None if stored is None else stored.record)
+    """What `train` would do; of what it would go on with the record alone is read, and nothing is written.
+
+    Raises: as `train`.
+    """
+    found = Checkpoints(request.outdir, request.keep, warn).newest(record_of_training)
+    if found is not None:
+        return make_plan(request, found[1])
+    return make_plan(request, record_of_training(request.resume, request.config_from) if request.resume else None)
 
 
 @contextlib.contextmanager
@@ -171,136 +147,80 @@ def _alone(outdir: Path) -> Iterator[None]:
 class _Training:
     """One training with all that it is made of. Errors in what is asked for come before anything is written."""
 
-    def __init__(self, request: TrainRequest, warn: Warn, peak: float | None, stack: contextlib.ExitStack):
-        self.request, self.warn, self.outdir, self.peak = request, warn, request.outdir, peak
+    def __init__(self, request: TrainRequest, warn: Warn, peak: Callable, stack: contextlib.ExitStack):
+        self.request, self.warn, self.outdir = request, warn, request.outdir
         self.mesh = data_mesh()
         self.first = jax.process_index() == 0
         self.checkpoints = Checkpoints(self.outdir, request.keep, warn)
-        found = self.checkpoints.newest(self._read)
-        self.checkpoint = found[0] if found is not None else None
-        stored = found[1] if found is not None else None
+        place = partial(fully_sharded if request.fsdp else replicated, mesh=self.mesh)
+        path, stored = self.checkpoints.newest(partial(read_training, place=place)) or (None, None)
+        goes_on = path is not None
         if stored is None and request.resume is not None:
-            stored = self._read(request.resume)
-        self.plan = plan = make_plan(request, None if stored is None else stored.record)
-        self.record, self.recipe = plan.record, plan.recipe
+            path, stored = request.resume, read_training(request.resume, place, request.config_from)
+
+        plan = make_plan(request, None if stored is None else stored.record)
         platform = jax.devices()[0].platform
-        self.net: Precond = plan.net(platform)
-        self.optimizer = make_optimizer(self.recipe)
-        self.parts = plan.parts(self.mesh.size)
-        self.sampler = Sampler(self.net, self.record, plan.dataset.label_dim, request.samples, request.vae)
-        self.state, self.shardings = self._placed(stored)
+        self.record, self.recipe, self.dataset = plan.record, plan.recipe, plan.dataset
+        self.net, self.parts = plan.net(platform), plan.parts(self.mesh.size)
+        self.optimizer, self.peak = make_optimizer(self.recipe), peak(plan.dtype(platform))
+        self.sampler = Sampler(self.net, self.record, self.dataset.label_dim, request.samples, request.vae)
+        if stored is not None:
+            self.state, self.shardings = resumed(stored, path, self.optimizer, self.recipe, place)
+        else:
+            variables = plan.variables or initial_variables(self.net, request.seed)
+            self.state, self.shardings = begun(variables, self.optimizer, self.recipe, place)
+        training = None if stored is None else stored.record.training
+        self.seconds = 0.0 if training is None else training.seconds
+        self.images = self.began = self.saved = 0 if training is None else training.images
+        self.written: list[Path] = []
+
         self.statistics = Statistics(self.outdir, request.tensorboard) if self.first else None
         if self.statistics is not None:
             stack.callback(self.statistics.close)
-            self._write_options()
+            write_options(plan, goes_on, warn)
             self.checkpoints.sweep()
-        self.seconds = 0.0 if stored is None or stored.record.training is None else stored.record.training.seconds
-        self.images = self.began = int(on_host(self.state.images))
-        self.saved = self.images  # what a checkpoint has, or need not have
-        self.written: list[Path] = []
-        self.unsaved: Exception | None = None
-
-    def _read(self, path: Path) -> TrainingState:
-        """Straight to where its arrays belong."""
-        config_from = self.request.config_from if path == self.request.resume else None
-
-        def shardings(record: Record) -> Any:
-            return unflatten_dict(
-                {
-                    name: self._sharding(jax.ShapeDtypeStruct(shape, np.float32))
-                    for name, shape in expected_state(record).items()
-                },
-                sep="/",
-            )
-
-        return read_training(path, config_from, shardings)
-
-    def _sharding(self, tree: Any) -> Any:
-        return (fully_sharded if self.request.fsdp else replicated)(tree, self.mesh)
-
-    def _placed(self, stored: TrainingState | None) -> tuple[State, Any]:
-        """The state that training begins or goes on with, and its shardings."""
-        if stored is not None:
-            if tuple(stored.averages) != self.recipe.stds:
-                have = ",".join(f"{std:g}" for std in stored.averages)
-                raise TrainError(f"{self.checkpoint or self.request.resume}: has averages of std {have}: --stds {have}")
-            state = resume(stored, self.optimizer)
-            shardings = self._sharding(state)
-            return jax.device_put(state, shardings), shardings
-        variables = self.plan.variables
-        if variables is None:
-            variables = _initial(self.net, self.request.seed)
-
-        def first(variables):
-            return begin(variables, self.optimizer, self.recipe)
-
-        shardings = self._sharding(jax.eval_shape(first, variables))
-        return jax.jit(first, out_shardings=shardings)(variables), shardings
-
-    def _write_options(self):
-        """training_options.json, as NVlabs' tools have it; what is not as it was is told."""
-        path, options = self.outdir / OPTIONS, self.plan.options()
-        if self.checkpoint is not None and path.exists():
-            try:
-                before = json.loads(path.read_text())
-            except (ValueError, OSError):
-                before = {}
-            for line in otherwise(before if isinstance(before, dict) else {}, options):
-                self.warn(f"{self.outdir}: of this training, {line}")
-        with whole_or_nothing(path, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(options, indent=2) + "\n")
 
     # The loop
 
     def run(self, status: Callable[[Status], object], advance: Callable[[int], object], stop: Stop) -> TrainReport:
         request, recipe = self.request, self.recipe
-        step = self._step()
-        process = jax.process_index(), jax.process_count()
-        dataset = self.plan.dataset
-        data = batches(dataset, recipe.batch_size, seed=request.seed, start=self.images, part=process)
-        root = jax.random.key(request.seed)
-        clock = _Clock(self.images)
-        tally, total = no_tally(), np.zeros_like(no_tally(), np.float64)
-        for_picture, loss, stopped = np.zeros_like(total), math.nan, False
-        local = len(jax.local_devices())
-        previous = None
         if self.images >= recipe.duration:
-            return self._report(loss)
-        tally = jax.device_put(tally, replicated(tally, self.mesh))
-        while True:
+            return self._report(math.nan)
+        step, process = self._step(), (jax.process_index(), jax.process_count())
+        data = batches(self.dataset, recipe.batch_size, seed=request.seed, start=self.images, part=process)
+        root, clock = jax.random.key(request.seed), Clock(self.images)
+        empty = partial(jax.device_put, no_tally(), replicated(no_tally(), self.mesh))
+        tally, for_status, for_picture = empty(), _sums(), _sums()
+        previous, loss, done = None, math.nan, False
+        while not done:
             before, self.images = self.images, self.images + recipe.batch_size
             with clock.waiting():
                 images, labels = next(data)
             labels = _padded(labels, self.net.config.label_dim)
-            asked = np.full(local, stop(), np.int32)
+            asked = np.full(len(jax.local_devices()), stop(), np.int32)
             self.state, tally, asked = step(self.state, tally, *on_mesh((images, labels, asked), self.mesh), root)
-            if previous is not None:
-                stopped = bool(on_host(previous))  # so at most two steps are under way
+            stopped = previous is not None and bool(on_host(previous))  # so at most two steps are under way
             previous = asked
             advance(self.images)
-            done = stopped or self.images >= recipe.duration
-            if done or _due(request.status, before, self.images):
-                found = on_host(tally).astype(np.float64)
-                tally = jax.device_put(no_tally(), replicated(no_tally(), self.mesh))
-                loss, for_picture = mean_loss(found), for_picture + found
-                if not math.isfinite(loss):
-                    self.warn(
-                        f"at {self.images / 1000:.1f} kimg the loss is {loss}; a lower --lr, --ls or another "
-                        "--precision may help"
-                    )
+
+            finished = self.images >= recipe.duration
+            done = stopped or finished
+            tell = done or _due(request.status, before, self.images)
+            snap = _due(request.snapshot, before, self.images) or (finished and request.snapshot > 0)
+            if tell or snap:
+                found, tally = on_host(tally).astype(np.float64), empty()
+                for_status, for_picture = for_status + found, for_picture + found
+            if tell:
+                loss, for_status = mean_loss(for_status), _sums()
                 self._tell(clock, loss, status)
             with clock.maintaining():
-                full = self.images >= recipe.duration and request.snapshot > 0
-                if full or _due(request.snapshot, before, self.images):
+                if snap:
                     self._snapshot(for_picture)
-                    for_picture = np.zeros_like(total)
+                    for_picture = _sums()
                 if done or _due(request.checkpoint, before, self.images):
                     self._checkpoint(clock)
-            if done:
-                break
-        self.unsaved = self.checkpoints.wait()
-        if self.unsaved is not None:
-            raise TrainError(f"{self.checkpoints.path(self.images)}: was not written: {self.unsaved}")
+        if (failure := self.checkpoints.wait()) is not None:
+            raise TrainError(f"{self.checkpoints.path(self.images)}: was not written: {failure}")
         return self._report(loss)
 
     def _report(self, loss: float) -> TrainReport:
@@ -311,7 +231,10 @@ class _Training:
         )  # fmt: skip
 
     def _step(self) -> Callable:
-        """A compiled step: of the dataset's images, and with a tally of losses. Of the state nothing is kept."""
+        """A compiled step: of the dataset's images, and with a tally of losses. Of the state nothing is kept.
+
+        asked: of every device, whether its process was told to stop; whether any was is what comes out.
+        """
         everywhere = replicated(0, self.mesh)
 
         @partial(jax.jit, donate_argnums=(0, 1), out_shardings=(self.shardings, everywhere, everywhere))
@@ -325,78 +248,52 @@ class _Training:
 
         return step
 
-    def _tell(self, clock: "_Clock", loss: float, status: Callable[[Status], object]):
-        tell = clock.tell(self.images)
-        self.seconds += tell.seconds
-        rate = self.recipe.rate(self.images - self.recipe.batch_size)
-        share = None
-        if self.peak is not None and tell.training > 0:
-            work = 6 * multiply_accumulates(self.net.config) * tell.images  # forwards once, backwards twice
-            share = work / tell.training / (self.peak * self.mesh.size)
-        used = memory()
-        status(
-            Status(
-                self.images, self.recipe.duration, loss, rate, self.seconds, tell.training / tell.images * 1e3,
-                tell.waiting / tell.seconds, used.get("Resources/peak_gpu_mem_gb", used.get("Resources/cpu_mem_gb")),
-                share,
-            )
+    def _tell(self, clock: Clock, loss: float, status: Callable[[Status], object]):
+        if not math.isfinite(loss):
+            kimg = self.images / 1000
+            self.warn(f"at {kimg:.1f} kimg the loss is {loss}; a lower --lr, --ls or another --precision may help")
+        told, used, share = clock.tell(self.images), memory(), None
+        self.seconds += told.seconds
+        if self.peak is not None and told.training > 0:
+            work = 6 * multiply_accumulates(self.net.config) * told.images  # forwards once, backwards twice
+            share = work / told.training / (self.peak * self.mesh.size)
+        now = Status(
+            self.images, self.recipe.duration, loss, self.recipe.rate(self.images - self.recipe.batch_size),
+            self.seconds, told, used, share,
         )  # fmt: skip
+        status(now)
         if self.statistics is not None:
-            figures = {
-                "Loss/loss": loss,
-                "Loss/learning_rate": rate,
-                "Progress/kimg": self.images / 1e3,
-                "Timing/total_sec": self.seconds,
-                "Timing/sec_per_tick": tell.seconds,
-                "Timing/sec_per_kimg": tell.training / tell.images * 1e3,
-                "Timing/maintenance_sec": tell.maintaining,
-                "Timing/data_sec": tell.waiting,
-                **used,
-            }
-            self.statistics.write(self.images, figures)
+            self.statistics.write(now)
 
     # What is written
 
-    def _checkpoint(self, clock: "_Clock"):
+    def _checkpoint(self, clock: Clock):
         if self.saved == self.images:
             return
-        state = on_host(self.state)
+        state: TrainingState = to_training_state(
+            on_host(self.state), self.record, self.recipe, seconds=self.seconds + clock.since()
+        )
         self.saved = self.images
         if self.first:
-            seconds = self.seconds + clock.since()
-            self.checkpoints.save(self.images, to_training_state(state, self.record, self.recipe, seconds=seconds))
+            self.checkpoints.save(self.images, state)
 
     def _snapshot(self, tally: np.ndarray):
         averages = on_host(dict(self.state.averages))
         if not self.first:
             return
-        kimg = f"{self.images // 1000:07d}"
+        request, kimg = self.request, self.images // 1000
         record = dataclasses.replace(self.record, training=None, assumed=None)
-        for std, variables in averages.items():
-            path = self.outdir / f"network-snapshot-{kimg}-{std:.{DECIMALS}f}.safetensors"
-            tensors = _stored(variables, self.request.snapshot_dtype)
-            self.written.append(path)
-            write_safetensors(path, tensors, record, overwrite=True)
-            if self.request.pkl:
-                self.written.append(path.with_suffix(".pkl"))
-                write_snapshot(path.with_suffix(".pkl"), tensors, record, overwrite=True)
+        self.written += write_snapshots(
+            self.outdir, self.images, self.net, averages, record, request.snapshot_dtype, request.pkl
+        )
         if self.sampler.count:
-            self.sampler.draw(variables, self.outdir / f"samples-{kimg}.png")
-        if tally[1].any():
-            draw_losses(
-                tally, f"{self.outdir.name} at {self.images / 1000:,.0f} kimg", self.outdir / f"loss-{kimg}.png"
-            )
+            self.sampler.draw(averages[max(averages)], self.outdir / f"samples-{kimg:07d}.png")
+        draw_losses(tally, f"{self.outdir.name} at {kimg:,} kimg", self.outdir / f"loss-{kimg:07d}.png")
 
 
-def _initial(net: Precond, seed: int) -> Any:
-    """Variables of a new network, from a key of its own."""
-    config = net.config
-    shape = 1, config.img_channels, config.img_resolution, config.img_resolution
-    labels = np.zeros((1, config.label_dim), np.float32) if config.label_dim else None
-    params, constants = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))
-    start = jax.jit(lambda keys: net.init(keys, jnp.zeros(shape), jnp.ones(1), labels))
-    variables = start({"params": params, "constants": constants})
-    return {name: dict(tree) for name, tree in variables.items()}
+def _sums() -> np.ndarray:
+    """A tally of none, for sums of many on the host."""
+    return no_tally().astype(np.float64)
 
 
 def _padded(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -406,60 +303,3 @@ def _padded(labels: np.ndarray, classes: int) -> np.ndarray:
 
 def _due(every: int, before: int, images: int) -> bool:
     return bool(every) and images // every > before // every
-
-
-def _stored(variables: Any, dtype: str) -> dict[str, Tensor]:
-    """Tensors by path, of one network's variables."""
-    with np.errstate(over="ignore"):  # whoever converts them is told of what is not finite
-        arrays = {
-            path: np.asarray(array).astype(DTYPES[dtype].numpy)
-            for path, array in flatten_dict(variables, sep="/").items()
-        }
-    return {
-        path: Tensor(dtype, array.shape, lambda array=array: [array.tobytes()])  # type: ignore[misc]
-        for path, array in arrays.items()
-    }
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Since the last time: images, seconds in all, in steps, waiting for data (of the steps'), and beside the steps."""
-
-    images: int
-    seconds: float
-    training: float
-    waiting: float
-    maintaining: float
-
-
-class _Clock:
-    """Where the time goes."""
-
-    def __init__(self, images: int):
-        self._images = images
-        self._start()
-
-    def _start(self):
-        self._began, self._waiting, self._maintaining = time.perf_counter(), 0.0, 0.0
-
-    def since(self) -> float:
-        return time.perf_counter() - self._began
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._waiting += time.perf_counter() - began
-
-    @contextlib.contextmanager
-    def maintaining(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._maintaining += time.perf_counter() - began
-
-    def tell(self, images: int) -> _Told:
-        seconds = self.since()
-        told = _Told(images - self._images, seconds, seconds - self._maintaining, self._waiting, self._maintaining)
-        self._images = images
-        self._start()
-        return told

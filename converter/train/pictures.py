@@ -17,7 +17,7 @@ from ..pictures import MODES, sheet_of
 from ..sources import Fetching
 from ..vae import find_vae
 from .request import TrainError
-from .statistics import BINS, HIGHEST, LOWEST
+from .tally import BINS, HIGHEST, LOWEST
 
 SEED = 0  # of the first picture: the same in every grid, so that they can be compared
 
@@ -45,11 +45,14 @@ class Sampler:
         """Write a grid of pictures, PNG: of every class in turn, with the same noise each time. Raises: OSError."""
         if self._generator is None:
             first = jax.local_devices()[:1]
-            self._generator = Generator(self._net, variables, rng="jax", decoder=self._decoder, devices=first)
+            generator = Generator(self._net, variables, rng="jax", decoder=self._decoder, devices=first)
+            self._generator = generator.with_variables(None)  # between two pictures training has the device's memory
+        else:
+            generator = self._generator.with_variables(variables)
         seeds = range(SEED, SEED + self.count)
         classes = [seed % self._classes for seed in seeds] if self._classes else None
         pictures: list[np.ndarray] = []
-        for batch in self._generator.with_variables(variables)(seeds, min(self.count, 64), classes):
+        for batch in generator(seeds, min(self.count, 64), classes):
             pictures += list(np.asarray(batch.pictures)[: len(batch.seeds)])
         with whole_or_nothing(path, overwrite=True) as temporary:
             sheet_of(pictures).save(temporary, "PNG")
@@ -58,12 +61,10 @@ class Sampler:
 def draw_losses(tally: np.ndarray, title: str, path: Path):
     """Write the mean loss by noise level, and how many images had that, as PNG. tally: float [2, BINS], of some.
 
-    Raises: TrainError if matplotlib is missing; OSError.
+    Needs matplotlib. Raises: OSError.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise TrainError("the picture of the loss needs matplotlib: pip install 'edm2-jax[training]'") from None
+    from matplotlib.figure import Figure
+
     edges = np.exp(np.linspace(LOWEST, HIGHEST, BINS + 1))
     middles, there = np.sqrt(edges[1:] * edges[:-1]), tally[1] > 0
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")

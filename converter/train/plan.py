@@ -1,36 +1,28 @@
 """What a request for a training comes to: network, recipe, data and where they begin. Nothing is computed yet."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
-from jax_edm2.checkpoint import read_record
 from jax_edm2.config import ConfigError, EDM2Config
 from jax_edm2.decoding import PIXELS, VAE
 from jax_edm2.messages import brief
 from jax_edm2.record import Encoder, Loss, Record
-from jax_edm2.state_layout import MOMENTS, NET, average_part
 from jax_edm2.training import ImageDataset, Recipe, recipe_for
-from jax_edm2.training_state import TrainingState, load_training_state
 
-from ..convert import describe
+from .. import presets
 from ..errors import UsageError
 from ..networks import in_memory, record_of
-from ..opening import is_checkpoint, known, open_network, open_weights
-from ..training_state import TrainingState as TrainingStateFile
+from ..opening import known, open_network
 from .request import TrainError, TrainRequest
 
 if TYPE_CHECKING:
     from jax_edm2.network import Precond
 
-CHANNELS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}  # by the end of a preset's name
-DECIMALS = 3  # of a std in names
+CHANNELS = {"xxs": 64, **presets.MODEL_CHANNELS}  # by the end of a preset's name; xxs was never published
 
 
 @dataclass(frozen=True)
@@ -74,43 +66,8 @@ class Plan:
             raise UsageError(f"--batch-gpu {most} does not divide the {each} images that each of {devices} devices has")
         return each // most
 
-    def options(self) -> dict[str, Any]:
-        """What NVlabs' train_edm2.py writes as training_options.json, and what it has no name for."""
-        request, recipe, encoder = self.request, self.recipe, self.record.encoder
-        kind = encoder.kind if encoder is not None else PIXELS
-        fields = {name: value for name, value in self.config.to_json().items() if name not in _OF_DATA}
-        defaults = {field.name: field.default for field in dataclasses.fields(EDM2Config)}
-        given = {name: value for name, value in fields.items() if value != _json(defaults[name])}
-        given |= {name: fields[name] for name in ("model_channels", "dropout", "use_fp16")}
-        return {
-            "dataset_kwargs": {
-                "class_name": "training.dataset.ImageFolderDataset", "path": str(request.data),
-                "use_labels": request.cond,
-            },
-            "encoder_kwargs": {"class_name": f"training.encoders.{kind}"},
-            "total_nimg": recipe.duration, "batch_size": recipe.batch_size,
-            "network_kwargs": {"class_name": "training.networks_edm2.Precond", **given},
-            "loss_kwargs": {
-                "class_name": "training.training_loop.EDM2Loss", "P_mean": recipe.P_mean, "P_std": recipe.P_std,
-            },
-            "lr_kwargs": {
-                "func_name": "training.training_loop.learning_rate_schedule", "ref_lr": recipe.learning_rate,
-                "ref_batches": recipe.decay_batches, "rampup_Mimg": recipe.rampup_images / 1e6,
-            },
-            "ema_kwargs": {"class_name": "training.phema.PowerFunctionEMA", "stds": list(recipe.stds)},
-            "batch_gpu": request.batch_gpu or None, "loss_scaling": recipe.loss_scaling,
-            "status_nimg": request.status or None, "snapshot_nimg": request.snapshot or None,
-            "checkpoint_nimg": request.checkpoint or None, "seed": request.seed,
-        }  # fmt: skip
 
-
-_OF_DATA = ("img_resolution", "img_channels", "label_dim")
-# What may differ from run to run without another result.
-HARMLESS = ("total_nimg", "batch_gpu", "status_nimg", "snapshot_nimg", "checkpoint_nimg")
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+OF_DATA = ("img_resolution", "img_channels", "label_dim")
 
 
 def make_plan(request: TrainRequest, stored: Record | None = None) -> Plan:
@@ -149,25 +106,6 @@ def make_plan(request: TrainRequest, stored: Record | None = None) -> Plan:
     return Plan(request, record, recipe, dataset, variables)
 
 
-def read_training(
-    path: Path, config_from: str | None = None, shardings: Callable[[Record], Any] = lambda _: None
-) -> TrainingState:
-    """A training state of NVlabs' or our own. shardings: of our own, for its record, as `load_training_state` has it.
-
-    Raises: ConverterError, CheckpointError, OSError.
-    """
-    if is_checkpoint(path):
-        return load_training_state(path, sharding=shardings(read_record(path)))
-    with open_weights(path, config_from=config_from) as state:
-        if not isinstance(state, TrainingStateFile):
-            raise TrainError(f"{path}: is one network and no training state; --init begins a training with it")
-        tree = unflatten_dict({name: state.read(name) for name in state.tensors}, sep="/")
-        record, training = describe(state), state.training
-    averages = {std: tree[average_part(std)] for std in training.stds}
-    mu, nu = (tree[part]["params"] for part in MOMENTS)
-    return TrainingState(tree[NET], mu, nu, averages, record)
-
-
 def _weights(path: Path, part: str | None) -> tuple[Record, Any]:
     """Of a snapshot, checkpoint or training state, in float32, for a training that begins with them."""
     with open_network(path, part) as weights:
@@ -198,7 +136,7 @@ def _configuration(request: TrainRequest, dataset: ImageDataset) -> EDM2Config:
     }
     if request.channels is not None:
         fields["model_channels"] = request.channels
-    names = {field.name for field in dataclasses.fields(EDM2Config)} - {*_OF_DATA, "dropout", "use_fp16"}
+    names = {field.name for field in dataclasses.fields(EDM2Config)} - {*OF_DATA, "dropout", "use_fp16"}
     for name, value in request.network.items():
         if name not in names:
             raise UsageError(f"--network {name}: a network has {', '.join(sorted(names))}")
@@ -264,21 +202,3 @@ def _differences(one: EDM2Config, other: EDM2Config) -> str:
     pairs = zip(_architecture(one).to_json().items(), _architecture(other).to_json().values(), strict=True)
     found = [f"{name} {brief(was)}, not {brief(now)}" for (name, was), now in pairs if was != now]
     return "; ".join(found) + ": choose another --outdir, or the same network"
-
-
-def otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of a run's options is not as it was, and changes the result; network and data apart."""
-    found = []
-    for name, value in now.items():
-        was = before.get(name)
-        if name in HARMLESS or was is None or was == value:
-            continue
-        if isinstance(value, Mapping) and isinstance(was, Mapping):
-            found += [
-                f"{key} was {brief(was.get(key))} and is {brief(value[key])}"
-                for key in value
-                if was.get(key) != value[key]
-            ]
-        else:
-            found.append(f"{name} was {brief(was)} and is {brief(value)}")
-    return found

@@ -1,51 +1,78 @@
-"""What a training shows of itself: the loss by noise level, and figures for people, programs and TensorBoard."""
+"""What a training tells of itself: figures for people, for programs and for TensorBoard."""
 
 import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from .clock import Told
 from .request import TrainError
 
 STATS = "stats.jsonl"
-LOWEST, HIGHEST, BINS = -8.0, 8.0, 64  # of ln(sigma)
-_FORMATS = {"Progress/tick": "%.0f", "Progress/kimg": "%.3f", "timestamp": "%.3f"}  # NVlabs'; %g of all others
+PROCESS_MEMORY, DEVICE_MEMORY = "Resources/cpu_mem_gb", "Resources/peak_gpu_mem_gb"  # fields
+_FORMATS = {"Progress/kimg": "%.3f", "timestamp": "%.3f"}  # NVlabs'; %g of all others
 
 
-def no_tally() -> np.ndarray:
-    """Sums of losses, and counts of images, by ln(sigma): float32 [2, BINS]."""
-    return np.zeros((2, BINS), np.float32)
+@dataclass(frozen=True)
+class Status:
+    """Where a training is: images it has seen of how many, the mean loss since the last status, the last learning rate,
+    seconds in all, and since the last status; GB of memory, by the name of their field; share_of_peak: of the devices'
+    floating-point operations, if their peak is known."""
 
+    images: int
+    duration: int
+    loss: float
+    rate: float
+    seconds: float
+    told: Told
+    used: Mapping[str, float]
+    share_of_peak: float | None
 
-def tallied(tally: jax.Array, sigma: jax.Array, losses: jax.Array) -> jax.Array:
-    """A tally with a step's images added; sigma, losses [N]."""
-    place = (jnp.log(sigma) - LOWEST) * (BINS / (HIGHEST - LOWEST))
-    place = jnp.clip(place.astype(jnp.int32), 0, BINS - 1)
-    return tally + jnp.stack([jnp.zeros(BINS).at[place].add(values) for values in (losses, jnp.ones_like(losses))])
+    @property
+    def seconds_per_kimg(self) -> float:
+        return self.told.training / self.told.images * 1e3
 
+    @property
+    def waited(self) -> float:
+        """The share of the time that was spent waiting for data."""
+        return self.told.waiting / self.told.seconds
 
-def mean_loss(tally: np.ndarray) -> float:
-    """Of all images in a tally; NaN of none."""
-    images = float(tally[1].sum())
-    return float(tally[0].sum()) / images if images else math.nan
+    @property
+    def memory(self) -> float | None:
+        """GB: the device's peak if it says so, else the process's."""
+        return self.used.get(DEVICE_MEMORY, self.used.get(PROCESS_MEMORY))
+
+    def figures(self) -> dict[str, float]:
+        """By the names of NVlabs' training_loop.py, and the seconds that data were waited for."""
+        return {
+            "Loss/loss": self.loss,
+            "Loss/learning_rate": self.rate,
+            "Progress/kimg": self.images / 1e3,
+            "Timing/total_sec": self.seconds,
+            "Timing/sec_per_tick": self.told.seconds,
+            "Timing/sec_per_kimg": self.seconds_per_kimg,
+            "Timing/maintenance_sec": self.told.maintaining,
+            "Timing/data_sec": self.told.waiting,
+            **self.used,
+        }
 
 
 class Statistics:
-    """Lines of one run's stats.jsonl, with the fields that NVlabs' training_loop.py writes, and TensorBoard's files."""
+    """Lines of one run's stats.jsonl, as NVlabs' training_loop.py writes them, and TensorBoard's files."""
 
     def __init__(self, outdir: Path, tensorboard: bool):
         """Raises: OSError; TrainError if TensorBoard's writer is missing."""
         self._file = open(outdir / STATS, "a")  # noqa: SIM115
         self._board = _board(outdir) if tensorboard else None
 
-    def write(self, images: int, figures: Mapping[str, float]):
-        """Figures by name; what is not finite is NaN, as in NVlabs' files."""
+    def write(self, now: Status):
+        """What is not finite is NaN, as in NVlabs' files."""
+        figures = now.figures()
         values = {**figures, "timestamp": time.time()}
         parts = (
             f"{json.dumps(name)}: " + (_FORMATS.get(name, "%g") % value if math.isfinite(value) else "NaN")
@@ -55,7 +82,7 @@ class Statistics:
         self._file.flush()
         if self._board is not None:
             for name, value in figures.items():
-                self._board.add_scalar(name, value, images)
+                self._board.add_scalar(name, value, now.images)
             self._board.flush()
 
     def close(self):
@@ -80,10 +107,10 @@ def memory() -> dict[str, float]:
     except ImportError:
         pass
     else:
-        found["Resources/cpu_mem_gb"] = psutil.Process().memory_info().rss / 2**30
+        found[PROCESS_MEMORY] = psutil.Process().memory_info().rss / 2**30
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if peaks := [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]:
-        found["Resources/peak_gpu_mem_gb"] = max(peaks) / 2**30
+        found[DEVICE_MEMORY] = max(peaks) / 2**30
     if limits := [each["bytes_reserved"] for each in stats if "bytes_reserved" in each]:
         found["Resources/peak_gpu_mem_reserved_gb"] = max(limits) / 2**30
     return found

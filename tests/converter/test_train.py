@@ -19,7 +19,7 @@ from jax_edm2.converter.train import checkpoints, loop
 from jax_edm2.converter.train.loop import plan_of, train
 from jax_edm2.converter.train.pictures import draw_losses
 from jax_edm2.converter.train.request import TrainError
-from jax_edm2.converter.train.statistics import BINS, mean_loss, tallied
+from jax_edm2.converter.train.tally import BINS, mean_loss, tallied
 from tests.support.datasets import small_dataset, write_dataset
 from tests.support.states import TINY, Trained
 from tests.support.trainings import BATCH, request
@@ -43,7 +43,7 @@ def whole(data, tmp_path_factory):
     """A training without a stop, with all that it writes, and what it showed."""
     outdir, told = tmp_path_factory.mktemp("whole") / "run", []
     more = {"status": 2 * BATCH, "checkpoint": 3 * BATCH, "snapshot": 1000, "pkl": True, "samples": 6}
-    report = train(request(data, outdir, STEPS * BATCH, **more), status=told.append, peak=1e9)
+    report = train(request(data, outdir, STEPS * BATCH, **more), status=told.append, peak=lambda _: 1e9)
     return report, told
 
 
@@ -211,6 +211,7 @@ def test_averages_of_any_length(whole, data, tmp_path):
     outdir = tmp_path / "run"
     more = {"batch": 512, "rampup": 0, "snapshot": 1024, "snapshot_dtype": "float32"}
     train(request(data, outdir, 4096, **more))
+    assert len(list(outdir.glob("loss-*.png"))) == 4  # though there was no status
     report = reconstruct(PhemaRequest(outdir, tmp_path / "out", (0.15,)))
     assert report.made[0].record.average.images == 4096
     assert len(report.made[0].record.average.names) == 8
