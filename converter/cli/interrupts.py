@@ -3,8 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Self
 
 INTERRUPTED = 130
 _name = "edm2"
@@ -30,34 +28,6 @@ class KeyboardInterrupts:
     def __exit__(self, *_):
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, _leave)
-
-
-class Asked:
-    """In the `with` body, the first Ctrl-C or SIGTERM is noted, and a second Ctrl-C ends the process. Called, it says
-    whether there was one; `signal` says which."""
-
-    def __init__(self, tell: Callable[[], object]):
-        """tell: is called when it comes."""
-        self.signal: int | None = None
-        self._tell = tell
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    def __enter__(self) -> Self:
-        numbers = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame):
-        self.signal = number
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, _leave)
-        self._tell()
 
 
 def _raise(*_):

@@ -19,9 +19,10 @@ from ..devices import start
 from ..errors import ConverterError
 from ..train.request import PRECISIONS, PRESET, SNAPSHOT_DTYPES, TrainRequest
 from .cluster import cluster_of, cluster_options
-from .interrupts import Asked
 from .options import SETTINGS, device_option
 from .run import HINT, NOTE, TERMINATED, run, say
+from .stds import Stds
+from .stopping import Asked
 
 if TYPE_CHECKING:
     from ..train.loop import Status, TrainReport
@@ -47,6 +48,7 @@ Two processes, each with all of its devices (on Slurm and TPU pods,
 Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused, 130 interrupted, 143 terminated.
 """
 
+NAME = "edm2-train"
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 SUFFIXES = {"Ki": 10, "Mi": 20, "Gi": 30}
@@ -71,23 +73,6 @@ class Images(click.ParamType):
         return number
 
 
-class Stds(click.ParamType):
-    """Relative standard deviations of averages."""
-
-    name = "LIST"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r:.60} is no list of stds such as 0.05,0.1", param, ctx)
-        if not all(0 < std < 0.2886 for std in found) or len({f"{std:.3f}" for std in found}) < len(found):
-            self.fail(f"{value!r:.60}: stds are above 0, below 0.2887, and differ in three decimals", param, ctx)
-        return found
-
-
 def _network(_context, _parameter, values: tuple[str, ...]) -> dict[str, Any]:
     found = {}
     for text in values:
@@ -105,7 +90,7 @@ def _path(**more):
     return click.Path(path_type=Path, **more)
 
 
-@click.command(name="edm2-train", epilog=EPILOG, context_settings=SETTINGS)
+@click.command(name=NAME, epilog=EPILOG, context_settings=SETTINGS)
 @click.option("--outdir", type=_path(file_okay=False), required=True, help="Where to save the results.")
 @click.option("--data", type=_path(), metavar="ZIP|DIR", required=True, help="Dataset, as dataset_tool.py makes it.")
 @click.option("--cond", type=click.BOOL, default=True, show_default=True, help="Train with its labels.")
@@ -212,11 +197,8 @@ def _train(request: TrainRequest, json_: bool) -> "tuple[TrainReport, int | None
     """What came of it, and the signal that ended it, if one did."""
     from ..train.loop import train
 
-    def tell():
-        with contextlib.suppress(OSError):
-            say("edm2-train: ends after this step, with a checkpoint; Ctrl-C again ends it at once", err=True)
-
-    with Asked(tell) as asked, _watched(request, json_) as (status, advance):
+    answer = "ends after this step, with a checkpoint; Ctrl-C again ends it at once"
+    with Asked(NAME, answer) as asked, _watched(request, json_) as (status, advance):
         report = train(request, warn=_warn, status=status, advance=advance, stop=asked, peak=_peak)
     return report, asked.signal
 

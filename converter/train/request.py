@@ -86,5 +86,9 @@ class TrainRequest:
                 raise UsageError(f"{fixed[0]} is what the network of {self.init or self.resume} has: leave it out")
         if self.pkl and self.snapshot_dtype == "bfloat16":
             raise UsageError("--pkl: NVlabs' tools do not read bfloat16 snapshots; --snapshot-dtype float16 or float32")
+        names = {f"{std:.3f}" for std in self.stds}
+        if not all(0 < std < 0.2886 for std in self.stds) or len(names) < len(self.stds):
+            found = ",".join(f"{std:g}" for std in self.stds)
+            raise UsageError(f"--stds {found}: stds are above 0, below 0.2887, and differ in three decimals")
         if self.snapshot and self.snapshot < 1000:
             raise UsageError("--snapshot must be 1000 images or more, or 0: snapshots are named by thousands of images")

@@ -73,7 +73,7 @@ def resumed(
     stored: TrainingState, path: Path | None, optimizer: optax.GradientTransformation, recipe: Recipe, place: Place
 ) -> tuple[State, Any]:
     """The state that is gone on with, and its shardings. path: its file. Raises: TrainError for other averages."""
-    if tuple(stored.averages) != recipe.stds:
+    if sorted(stored.averages) != sorted(recipe.stds):
         have = ",".join(f"{std:g}" for std in stored.averages)
         raise TrainError(f"{path}: has averages of std {have}: --stds {have}")
     state = resume(stored, optimizer)
