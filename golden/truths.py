@@ -17,19 +17,19 @@ import numpy as np
 import torch
 
 from jax_edm2.converter.verify.cases import Plan
-from jax_edm2.converter.verify.facts import Golden
+from jax_edm2.converter.verify.facts import GOLDEN, Golden
 from jax_edm2.converter.verify.golden.check import FOLDER, check_golden
 from jax_edm2.converter.verify.golden.networks import DIGITS, NETWORKS, network_tensors, normalised_digest
 from jax_edm2.converter.verify.outcome import Outcome
 from jax_edm2.converter.verify.taps import taps
 from jax_edm2.converter.verify.torch_side import oracle
 from jax_edm2.converter.verify.torch_side.job import Job
-from jax_edm2.converter.verify.truth import Truth, TruthWriter, projection
+from jax_edm2.converter.verify.truth import Truth, TruthError, TruthWriter, projection
 from jax_edm2.converter.verify.verdict import KINDS, LARGEST_MEASURED, tolerance_of
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import write_snapshot
 
-PLAN = Plan(sigmas=(0.3, 20.0), batch=2, steps=8)
+PLAN = Plan(GOLDEN, sigmas=(0.3, 20.0), batch=2, steps=8)
 NAMES = [*NETWORKS, "digits"]
 STEPS = ("step/", "ema/")
 CLOSE = 1e-9  # relative, between two computations of a truth; measured between 1 and 2 threads: 3e-16
@@ -78,7 +78,8 @@ def write(truth: Truth, path: Path, golden: Golden):
     """A reduced copy of a truth file."""
     kept = {str(tap) for tap in {tap.scope: tap for tap in taps(truth.config)}.values()}  # what each scope ends with
     gradients = {key: found for key, found in truth.facts.errors["gradients"].items() if not key.startswith(STEPS)}
-    errors = {"gradients": gradients, "trajectory": truth.facts.errors["trajectory"]}
+    training = truth.facts.errors["training"]
+    errors = {"gradients": gradients, "trajectory": truth.facts.errors["trajectory"], "training": training}
     with TruthWriter(path) as file:
         for case in (f"seed{seed}" for seed in PLAN.seeds):
             found = truth.facts.errors[case]
@@ -92,6 +93,9 @@ def write(truth: Truth, path: Path, golden: Golden):
         for key in gradients:
             if key != "loss":
                 file[key] = projection(key.removeprefix("gradient/"), truth[key])
+        for key in training:
+            of_parameter = key.count("/") > 1
+            file[key] = projection(key, truth[key]) if of_parameter else truth[key]
         snapshot = {**truth.facts.snapshot, "sha256": None}  # the file's, which is made anew every time
         facts = dataclasses.replace(truth.facts, golden=golden, errors=errors, amplification={}, snapshot=snapshot)
         file.finish(facts)
@@ -102,7 +106,12 @@ def compare(old: Path, new: Path):
     if not old.exists():
         yield f"{old}: is new"
         return
-    with Truth(old) as before, Truth(new) as after:
+    try:
+        before = Truth(old)
+    except TruthError as error:
+        yield f"{error}"
+        return
+    with before, Truth(new) as after:
         for name in ("config", "plan", "parameters", "reference"):
             was, now = (each.facts.to_json()[name] for each in (before, after))
             if was != now:

@@ -22,7 +22,18 @@ from ..opening import is_training_state, open_side
 from ..snapshot import Snapshot, read_snapshot
 from ..sources import Fetching, Location, locate
 from ..verify import oracle_process
-from ..verify.cases import CHECKS, FEWEST_STEPS, MOST_BATCH, MOST_SEEDS, MOST_STEPS, SIGMAS, Plan, PlanError
+from ..verify.cases import (
+    CHECKS,
+    FEWEST_STEPS,
+    FEWEST_UPDATES,
+    MOST_BATCH,
+    MOST_SEEDS,
+    MOST_STEPS,
+    MOST_UPDATES,
+    SIGMAS,
+    Plan,
+    PlanError,
+)
 from ..verify.compiling.estimate import estimate, usual_programs
 from ..verify.compiling.job import PROGRAMS, Job
 from ..verify.compiling.targets import Target
@@ -64,7 +75,7 @@ not finite), 130 interrupted.
 """
 OURS = "ours"  # goldens
 WITH_GOLDEN = ("golden", "device", "report", "json_")
-FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "checks", "reference")
+FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "updates", "checks", "reference")
 
 
 class Sigmas(click.ParamType):
@@ -121,7 +132,8 @@ class Names(click.ParamType):
     type=Names(CHECKS),
     default=",".join(Plan().checks),
     show_default=True,
-    help="And throughput; or all. Of the largest networks, gradients alone need all weights in memory at once.",
+    help="And training (a few steps of the optimiser, in 50 bytes of memory for each parameter) and throughput; or "
+    "all. Of the largest networks, gradients and training need all weights in memory at once.",
 )
 @click.option(
     "--seeds", type=Seeds(MOST_SEEDS), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7."
@@ -140,6 +152,13 @@ class Names(click.ParamType):
     "--steps",
     type=click.IntRange(FEWEST_STEPS, MOST_STEPS),
     help="Of the Heun trajectory.  [default: 32; 10 for networks from S up on a CPU, which saves 5 minutes at S]",
+)
+@click.option(
+    "--updates",
+    type=click.IntRange(FEWEST_UPDATES, MOST_UPDATES),
+    default=Plan().updates,
+    show_default=True,
+    help="Of the check training: steps of Adam, of 4 images each.",
 )
 @click.option(
     "--reference",
@@ -194,8 +213,8 @@ class Names(click.ParamType):
 @click.pass_context
 def edm2_verify(
     context, snapshot, checkpoint, weights, config_from, device, precision, checks, seeds, sigmas, batch, steps,
-    reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout, truth, golden,
-    sweep, compile_for, programs, emulate, report, force, json_,
+    updates, reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout,
+    truth, golden, sweep, compile_for, programs, emulate, report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
@@ -253,7 +272,7 @@ def edm2_verify(
     else:
         assert path is not None
         of_torch = torch_device(device)
-        plan = Plan(checks, seeds, sigmas, batch, steps or usual_steps(config, of_torch), precision)
+        plan = Plan(checks, seeds, sigmas, batch, steps or usual_steps(config, of_torch), updates, precision)
         request = FromSnapshot(
             path, plan, reference, checkpoint, device, of_torch, sweep,
             weights=weights, config_from=config_from, emulate=emulate,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -13,11 +13,12 @@ from jax_edm2.messages import brief
 from .precision import PRECISIONS
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
-CHECKS = ("parameters", "forward", "gradients", "trajectory", "throughput")
+CHECKS = ("parameters", "forward", "gradients", "trajectory", "training", "throughput")
 MOST_SEEDS, LARGEST_SEED = 10_000, 10**18 - 1
 MOST_SIGMAS, LARGEST_SIGMA = 1000, 1e6
 MOST_BATCH = 65536
 FEWEST_STEPS, MOST_STEPS = 1, 10_000
+FEWEST_UPDATES, MOST_UPDATES = 1, 1000
 
 # Bytes of weights, in the precision in which they are computed with, that a process holds for as long as it runs: of M
 # in float64, of L in float32. Those of a larger network are read again whenever a part of it needs them.
@@ -37,6 +38,7 @@ class Plan:
     sigmas: tuple[float, ...] = SIGMAS  # noise standard deviations, dealt to the images of a batch in turn
     batch: int = 4
     steps: int = 32  # of the trajectory
+    updates: int = 4  # of the training
     precision: str = "float32"
 
     @classmethod
@@ -62,6 +64,9 @@ class Plan:
             raise PlanError(f"batch must be a number from 1 to {MOST_BATCH:,}, not {brief(self.batch)}")
         if not _whole(self.steps, FEWEST_STEPS, MOST_STEPS):
             raise PlanError(f"steps must be a number from {FEWEST_STEPS} to {MOST_STEPS:,}, not {brief(self.steps)}")
+        if not _whole(self.updates, FEWEST_UPDATES, MOST_UPDATES):
+            what = f"a number from {FEWEST_UPDATES} to {MOST_UPDATES:,}"
+            raise PlanError(f"updates must be {what}, not {brief(self.updates)}")
         if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
             raise PlanError(f"precision must be one of {', '.join(PRECISIONS)}, not {brief(self.precision)}")
 
@@ -118,6 +123,62 @@ class TrainingStep:
 
 
 STEP = TrainingStep()
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of a few steps that both frameworks take from one state, by settings that show in so few.
+
+    images, steps: that were seen, and Adam had taken, before. stds: of the power-function averages. eps: Adam's, in the
+    middle of the gradients' sizes, so that no update is a gradient's sign, which rounding decides where it is small.
+    The learning rate rises over two steps, from 0 if nothing was seen, and falls afterwards.
+    """
+
+    images: int = 0
+    steps: int = 0
+    stds: tuple[float, ...] = (0.05, 0.1)
+    eps: float = 1e-8
+
+    BATCH: ClassVar = 4  # images in a step
+    PARTS: ClassVar = 2  # that JAX takes these in; PyTorch takes all at once
+    LEARNING_RATE: ClassVar = 0.02
+    BETAS: ClassVar = (0.9, 0.99)
+    LOSS_SCALING: ClassVar = 8.0
+    P_MEAN: ClassVar = -0.8
+    P_STD: ClassVar = 1.6
+
+    @property
+    def rampup_images(self) -> int:
+        return self.images + 2 * self.BATCH
+
+    @property
+    def decay_batches(self) -> float:
+        return max(self.images / self.BATCH / 2, 2.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Of one step: images and noise [N, C, H, W], levels [N], of which come the sigmas, labels [N, label_dim] or None.
+    Noise and levels are standard normal; all float32."""
+
+    images: np.ndarray
+    levels: np.ndarray
+    noise: np.ndarray
+    labels: np.ndarray | None
+
+
+def make_batch(config: EDM2Config, seed: int, step: int) -> Batch:
+    """Of the step with this number of the check training. Images are noise with the deviation of the data."""
+    rng = np.random.default_rng([seed, 2, step])
+    count, size = Training.BATCH, config.img_resolution
+    shape = count, config.img_channels, size, size
+    images = (rng.standard_normal(shape) * config.sigma_data).astype(np.float32)
+    levels, noise = (rng.standard_normal(shape).astype(np.float32) for shape in ((count,), shape))
+    labels = None
+    if config.label_dim:
+        labels = np.zeros((count, config.label_dim), np.float32)
+        labels[np.arange(count), rng.integers(config.label_dim, size=count)] = 1
+    return Batch(images, levels, noise, labels)
 
 
 def make_case(config: EDM2Config, plan: Plan, seed: int) -> Case:

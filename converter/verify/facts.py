@@ -7,11 +7,12 @@
     parameters      {NAME: {shape, sha256 of the float32 bytes}}: every tensor of the snapshot
     amplification   {CASE: {BLOCK: power of two that the values before the clip were multiplied by}}
     not_finite      [KEY]: what is not finite in the truth
+    training        settings and state that a training begins with (see `cases.Training`), or null without one
     gradient_sizes  {NAME: root mean square of the true gradient}
     errors          of PyTorch in the precision that is judged, with condition numbers (see `torch_side.conditioning`):
                     {CASE: {accumulated: {TAP: {error, condition, dtype}}, isolated: as accumulated,
                             outputs: {NAME: {error, condition}}}, "CASE unlabelled": {accumulated: as above},
-                     gradients: {KEY: {error, condition}}, trajectory: [error]}
+                     gradients: {KEY: {error, condition}}, training: likewise, trajectory: [error]}
     repeat          largest difference of two runs of PyTorch, or null
     environment, switches, seconds   of PyTorch; `switches` has `problem`: why the precision is not in effect, or null
     golden          of a golden alone: see converter.verify.golden.check
@@ -24,10 +25,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from jax_edm2.config import ConfigError, EDM2Config
+from jax_edm2.ema import LONGEST as LONGEST_STD
 from jax_edm2.messages import brief
+from jax_edm2.state_layout import average_part
 
+from ..training_state import MOST_STDS
 from . import shapes
-from .cases import Plan, PlanError
+from .cases import Plan, PlanError, Training
 from .facts_computed import Arrays, amplification_of, check_arrays, errors_of
 from .facts_values import (
     LARGEST_GRADIENT,
@@ -43,6 +47,7 @@ from .facts_values import (
 from .verdict import KINDS, LARGEST_MEASURED, Tolerance, tolerance_of
 
 REFERENCES = ("torch_ref", "embedded")
+GOLDEN = (*Plan().checks, "training")  # checks that a golden has
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Facts:
     amplification: dict[str, dict[str, float]]
     not_finite: list[str]
     gradient_sizes: dict[str, float]
+    training: Training | None
     errors: dict[str, Any]
     repeat: float | None
     environment: dict[str, Any]
@@ -79,6 +85,7 @@ class Facts:
         """As the file has them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         found |= {"plan": asdict(self.plan), "config": self.config.to_json()}
+        found["training"] = self.training and asdict(self.training)
         golden = found.pop("golden")
         return as_json(found if golden is None else {**found, "golden": asdict(golden)})
 
@@ -110,7 +117,7 @@ def check(facts: Any, arrays: Arrays) -> Facts:
     config = _config(facts["config"], facts["parameters"])
     golden = _golden(facts["golden"]) if "golden" in facts else None
     reference, reduced = facts["reference"], golden is not None
-    if reduced and (plan.checks, plan.precision, reference) != (Plan().checks, "float32", "torch_ref"):
+    if reduced and (plan.checks, plan.precision, reference) != (GOLDEN, "float32", "torch_ref"):
         raise FactsError("is a golden of other checks, another precision or another reference than goldens have")
     if reference not in REFERENCES:
         raise FactsError(f"reference must be one of {', '.join(REFERENCES)}, not {brief(reference)}")
@@ -124,7 +131,8 @@ def check(facts: Any, arrays: Arrays) -> Facts:
     not_finite = facts["not_finite"]
     if not isinstance(not_finite, list) or not all(isinstance(key, str) and key in arrays for key in not_finite):
         raise FactsError("not_finite must be a list of arrays that there are")
-    check_arrays(plan, config, reduced, reference, arrays)
+    training = _training(facts["training"], plan)
+    check_arrays(plan, config, training, reduced, reference, arrays)
     errors = errors_of(facts["errors"], plan, config, reduced, arrays)
     amplification = amplification_of(facts["amplification"], plan, config, reduced)
     names = list(shapes.trained(config)) if "gradients" in plan.checks else []
@@ -138,6 +146,7 @@ def check(facts: Any, arrays: Arrays) -> Facts:
         amplification=amplification,
         not_finite=not_finite,
         gradient_sizes=numbers(facts["gradient_sizes"], "gradient_sizes", LARGEST_GRADIENT),
+        training=training,
         errors=errors,
         repeat=repeat,
         environment=facts["environment"],
@@ -179,6 +188,29 @@ def _snapshot(found: Any):
         raise FactsError("snapshot must have a sha256, or null for none")
     if found["sha256"] is not None:
         digest(found["sha256"], "the snapshot's sha256")
+
+
+def _training(found: Any, plan: Plan) -> Training | None:
+    """Raises: FactsError, also where there is one and the plan has none, or the other way round."""
+    if "training" not in plan.checks:
+        if found is not None:
+            raise FactsError("has a training, and a plan without one")
+        return None
+    keys(found, "training", ("images", "steps", "stds", "eps"))
+    for name, most in (("images", 10**12), ("steps", 2**31 - 2**20)):
+        if type(found[name]) is not int or not 0 <= found[name] <= most:
+            raise FactsError(f"training must have {name} from 0 to {most:,}, not {brief(found[name])}")
+    stds = found["stds"]
+    if (
+        not isinstance(stds, list)
+        or len(stds) > MOST_STDS
+        or not all(type(s) is float and 0 < s < LONGEST_STD for s in stds)
+    ):
+        raise FactsError(f"training must have stds of averages, not {brief(stds)}")
+    if len({average_part(std) for std in stds}) < len(stds):
+        raise FactsError("training must have different stds")
+    eps = number(found["eps"], "the training's eps")
+    return Training(found["images"], found["steps"], tuple(stds), eps)
 
 
 def _golden(found: Any) -> Golden:

@@ -8,7 +8,7 @@ from jax_edm2.config import EDM2Config
 from jax_edm2.messages import brief
 
 from . import shapes
-from .cases import Plan
+from .cases import Plan, Training
 from .facts_values import FactsError, keys, number, numbers
 from .taps import DENOISED, LOG_VARIANCE, block_scope
 
@@ -18,11 +18,13 @@ SPARE = 256 * 2**20  # bytes of inputs that need no array of their size in the f
 Arrays = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape, by key
 
 
-def check_arrays(plan: Plan, config: EDM2Config, reduced: bool, reference: str, arrays: Arrays):
+def check_arrays(
+    plan: Plan, config: EDM2Config, training: Training | None, reduced: bool, reference: str, arrays: Arrays
+):
     """The file holds what was to be computed, in the shapes that the configuration gives. Raises: FactsError."""
     labels = config.label_dim and not reduced
     taps = shapes.kept(config) if reduced else shapes.tap_shapes(config, 1)
-    expected = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, reduced)}
+    expected = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, training, reduced)}
     optional = {} if reduced else shapes.of_pictures(config, plan)
     fixed = dict(optional)
     cases = [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
@@ -66,7 +68,7 @@ def errors_of(found: Any, plan: Plan, config: EDM2Config, reduced: bool, arrays:
     """The errors of all that was computed, and of nothing else. Raises: FactsError."""
     cases = [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
     alone = [f"{case} unlabelled" for case in cases if config.label_dim and not reduced]
-    rest = [check for check in ("gradients", "trajectory") if check in plan.checks]
+    rest = [check for check in ("gradients", "trajectory", "training") if check in plan.checks]
     keys(found, "errors", [*cases, *alone, *rest])
     taps: dict[str, set[str]] = {case: set() for case in [*cases, *alone]}
     for key in arrays:
@@ -89,6 +91,9 @@ def errors_of(found: Any, plan: Plan, config: EDM2Config, reduced: bool, arrays:
     if "gradients" in rest:
         named = [key for key in arrays if key == "loss" or key.startswith(tuple(f"{kind}/" for kind in shapes.MADE_OF))]
         errors["gradients"] = _pairs(found["gradients"], "errors of gradients", named)
+    if "training" in rest:
+        named = [key for key in arrays if key.startswith(f"{shapes.TRAINING}/")]
+        errors["training"] = _pairs(found["training"], "errors of the training", named)
     if "trajectory" in rest:
         values = found["trajectory"]
         if not isinstance(values, list) or len(values) != plan.steps + 1:

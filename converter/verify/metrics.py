@@ -1,7 +1,9 @@
 """How far an array is from the truth."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,3 +75,12 @@ def gradient_norm(name: str, sizes: dict[str, float]) -> float | None:
         return None
     gains = [size for other, size in sizes.items() if other.endswith("_gain")]
     return max(sizes[name], math.sqrt(sum(size**2 for size in gains) / len(gains)))
+
+
+def training_norm(key: str, parameters: Iterable[str], truth: Any) -> float | None:
+    """Likewise of what a training makes of a gain: training/PART/NAME of a truth file, or of a golden."""
+    part, _, name = key.rpartition("/")
+    if not name.endswith("_gain"):
+        return None
+    gains = (other for other in parameters if other.endswith("_gain"))
+    return gradient_norm(name, {other: float(abs(np.ravel(truth[f"{part}/{other}"])[0])) for other in gains})

@@ -97,13 +97,30 @@ def truth_bytes(config: EDM2Config, plan: Plan) -> int:
         values += (plan.steps + 1) * config.img_channels * config.img_resolution**2
     if "gradients" in plan.checks:  # in float32, the new value and its average
         values += 3 * sum(map(math.prod, expected_tree(config).values())) // 2
+    if "training" in plan.checks:  # of a state with two averages
+        values += 5 * sum(map(math.prod, expected_tree(config).values())) // 2
     return 8 * values
 
 
+def _training_bytes(config: EDM2Config, plan: Plan) -> int:
+    """Of a training in float64: parameters, gradients, two moments and two averages."""
+    return 6 * 8 * sum(map(math.prod, expected_tree(config).values())) * ("training" in plan.checks)
+
+
+def _memory() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _check_room(request: FromSnapshot, folder: Path):
-    """Raises: VerifyError if what is to be written to a folder does not fit."""
+    """Raises: VerifyError if what is to be written to a folder, or held in memory, does not fit."""
     with open_side(request.snapshot, request.weights, request.config_from) as snapshot:
         needed, free = truth_bytes(snapshot.config, request.plan), shutil.disk_usage(folder).free
+    if (held := _training_bytes(snapshot.config, request.plan)) > (memory := _memory()):
+        raise VerifyError(
+            f"training takes {held / 1e9:.1f} GB of memory for a state in float64, and this machine has "
+            f"{memory / 1e9:.1f}: leave it out of --checks"
+        )
     if needed > free:
         raise VerifyError(
             f"{folder}: the truth takes {needed / 1e9:.1f} GB, and there are {free / 1e9:.1f} GB free: make room, "

@@ -23,6 +23,7 @@ class Findings:
     forward: list[Measurement] = field(default_factory=list)
     gradients: list[Measurement] = field(default_factory=list)
     trajectory: list[Measurement] = field(default_factory=list)
+    training: list[Measurement] = field(default_factory=list)
     crashes: list[tuple[str, str]] = field(default_factory=list)  # (where, why) of what JAX could not compute
     sigmas: list[float] | None = None  # of the trajectory's states
     psnr: float | None = None  # of the trajectory's end, in dB
@@ -31,7 +32,12 @@ class Findings:
     @property
     def measurements(self) -> dict[str, list[Measurement]]:
         """By check."""
-        return {"forward": self.forward, "gradients": self.gradients, "trajectory": self.trajectory}
+        return {
+            "forward": self.forward,
+            "gradients": self.gradients,
+            "trajectory": self.trajectory,
+            "training": self.training,
+        }
 
 
 @dataclass

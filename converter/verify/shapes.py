@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from jax_edm2.config import BlockSpec, EDM2Config, expected_tree
+from jax_edm2.state_layout import MOMENTS, NET, average_part
 
 from ..names import torch_name
-from .cases import STEP, Plan
+from .cases import STEP, Plan, Training
 from .taps import (
     DENOISED,
     EMBEDDING,
@@ -25,6 +26,7 @@ PROJECTED = (9,)  # a norm and the projections: see `truth.projection`
 SAMPLE = "sample"  # of PyTorch in the precision that is judged, where the trajectory ends
 OUTPUTS = ("denoised", "logvar")
 MADE_OF = ("gradient", "step", "ema")  # what is kept of every parameter
+TRAINING = "training"  # what keys of the check training begin with
 
 
 def parameters(config: EDM2Config) -> dict[str, Shape]:
@@ -50,7 +52,9 @@ def of_a_case(config: EDM2Config, batch: int) -> dict[str, Shape]:
     return {"denoised": (batch, c, r, r), "logvar": (batch, 1, 1, 1)}
 
 
-def of_the_rest(config: EDM2Config, plan: Plan, reduced: bool) -> Iterator[tuple[str, str, Shape]]:
+def of_the_rest(
+    config: EDM2Config, plan: Plan, training: Training | None, reduced: bool
+) -> Iterator[tuple[str, str, Shape]]:
     """(key, dtype, shape) of everything that belongs to no case. reduced: of a golden."""
     c, r = config.img_channels, config.img_resolution
     if "trajectory" in plan.checks:
@@ -64,6 +68,13 @@ def of_the_rest(config: EDM2Config, plan: Plan, reduced: bool) -> Iterator[tuple
         for name, shape in trained(config).items():
             for kind in MADE_OF[:1] if reduced else MADE_OF:
                 yield (f"{kind}/{name}", *((DOUBLE, PROJECTED) if reduced else (SINGLE, shape)))
+    if training is not None:
+        for name in ("loss", "gradient_norm", "rate"):
+            yield f"{TRAINING}/{name}", DOUBLE, (plan.updates,)
+        yield f"{TRAINING}/images", DOUBLE, ()
+        for part in (NET, *MOMENTS, *map(average_part, training.stds)):
+            for name, shape in trained(config).items():
+                yield (f"{TRAINING}/{part}/{name}", *((DOUBLE, PROJECTED) if reduced else (SINGLE, shape)))
 
 
 def of_pictures(config: EDM2Config, plan: Plan) -> dict[str, tuple[str, Shape]]:

@@ -9,9 +9,11 @@ A zip archive of .npy members (numpy.load reads it like any .npz; see `converter
     trajectory                  float64 [steps + 1, 1, C, H, W], the states of the Heun sampler
     sample                      float32 [1, C, H, W], their end in PyTorch in the precision that is judged; to be shown
     loss                        float64, the mean EDM2 loss
+    training/loss, training/gradient_norm, training/rate   float64 [updates]; training/images
+    training/PART/NAME          float32, of every parameter after it (net), its moments and averages
     gradient/NAME, step/NAME, ema/NAME   float32 (rounded once), of every parameter; gradient/input besides
 
-    truth.json  {"schema": "edm2-truth/2", "sha256": of this text with 64 zeros here,
+    truth.json  {"schema": "edm2-truth/3", "sha256": of this text with 64 zeros here,
                  "members": {KEY: [dtype, shape, sha256 of the values]}, "facts": see `converter.verify.facts`}
 
 The table of members is the archive's whole contents, and every array is held to its digest whenever it is read.
@@ -45,7 +47,7 @@ from .cases import Plan
 from .facts import Facts, check
 from .facts_values import FactsError
 
-SCHEMA = "edm2-truth/2"
+SCHEMA = "edm2-truth/3"
 MEMBER = "truth.json"
 MOST_BYTES = 24 * 2**20  # of truth.json; S with 32 seeds has 5.6 MB and 240,000 values
 MOST_VALUES = 1_000_000

@@ -30,6 +30,7 @@ class Tolerance:
     accumulated: float
     gradient: float
     trajectory: float
+    training: float
     rounding: float  # relative, of one operation; times the condition number it is what rounding explains
     ceiling: float = 10.0  # in floors: a bad reference must not excuse a bad candidate
 
@@ -42,6 +43,7 @@ class Tolerance:
             "gradient": self.gradient,
             "step": self.gradient,
             "trajectory": self.trajectory,
+            "training": self.training,
         }[kind]
 
     def highest(self, kind: str) -> float:
@@ -54,12 +56,12 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "float32": Tolerance(4, 3e-6, 6e-6, 2e-5, 2e-5, 8e-7),
-    "high on TPU": Tolerance(4, 3e-5, 6e-5, 2e-4, 2e-4, 8e-6),
-    "default on TPU": Tolerance(4, 1.2e-2, 3e-2, 1e-1, 1e-1, 3e-3),
-    "tf32": Tolerance(3, 1.1e-3, 3e-3, 1e-2, 1e-2, 3e-4),
-    "float16": Tolerance(3, 2e-3, 5e-3, 2e-2, 2e-2, 5e-4),
-    "bfloat16": Tolerance(3, 1.6e-2, 4e-2, 1.6e-1, 1.6e-1, 4e-3),
+    "float32": Tolerance(4, 3e-6, 6e-6, 2e-5, 2e-5, 2e-5, 8e-7),
+    "high on TPU": Tolerance(4, 3e-5, 6e-5, 2e-4, 2e-4, 2e-4, 8e-6),
+    "default on TPU": Tolerance(4, 1.2e-2, 3e-2, 1e-1, 1e-1, 1e-1, 3e-3),
+    "tf32": Tolerance(3, 1.1e-3, 3e-3, 1e-2, 1e-2, 1e-2, 3e-4),
+    "float16": Tolerance(3, 2e-3, 5e-3, 2e-2, 2e-2, 2e-2, 5e-4),
+    "bfloat16": Tolerance(3, 1.6e-2, 4e-2, 1.6e-1, 1.6e-1, 1.6e-1, 4e-3),
 }
 
 
@@ -77,7 +79,7 @@ def tolerance_on(platform: str, precision: str) -> Tolerance:
 
 MARGIN = 3.0  # of a golden: what is allowed, in what was measured
 LARGEST_MEASURED = 1e-3  # float32 is never as far from the truth: see BENCHMARKS.md
-KINDS = ("accumulated", "compiled", "gradient", "trajectory")  # that a golden has
+KINDS = ("accumulated", "compiled", "gradient", "trajectory", "training")  # that a golden has
 
 
 def tolerance_of(measured: dict[str, float]) -> Tolerance:
@@ -89,6 +91,7 @@ def tolerance_of(measured: dict[str, float]) -> Tolerance:
         accumulated=forward,
         gradient=MARGIN * measured["gradient"],
         trajectory=MARGIN * measured["trajectory"],
+        training=MARGIN * measured["training"],
         rounding=0.0,
         ceiling=1.0,
     )
@@ -96,7 +99,7 @@ def tolerance_of(measured: dict[str, float]) -> Tolerance:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One result beside the truth. kind: isolated, accumulated, compiled, gradient, step or trajectory."""
+    """One result beside the truth. kind: isolated, accumulated, compiled, gradient, step, trajectory or training."""
 
     kind: str
     case: str  # seed0, ...

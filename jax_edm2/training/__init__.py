@@ -9,10 +9,11 @@ from jax_edm2.training.loss import denoising_loss, draw_noise_levels, project_to
 from jax_edm2.training.meshes import data_mesh, fully_sharded, on_host, on_mesh, replicated
 from jax_edm2.training.optimizer import follow, make_optimizer, on_the_sphere, zero_where_not_finite
 from jax_edm2.training.recipe import Recipe, recipe_for
-from jax_edm2.training.step import State, begin, resume, to_training_state, train_step
+from jax_edm2.training.step import Draws, State, begin, draw, resume, to_training_state, train_step
 
 __all__ = [
     "DatasetError",
+    "Draws",
     "ImageDataset",
     "Recipe",
     "State",
@@ -20,6 +21,7 @@ __all__ = [
     "begin",
     "data_mesh",
     "denoising_loss",
+    "draw",
     "draw_noise_levels",
     "encode",
     "follow",

@@ -13,7 +13,12 @@ from jax_edm2.shapes import Images, Labels, Sigma
 
 def draw_noise_levels(key: jax.Array, count: int, P_mean: float, P_std: float) -> Sigma:
     """Noise levels of training, float32 [count]: ln(sigma) ~ N(P_mean, P_std)."""
-    return jnp.exp(P_mean + P_std * jax.random.normal(key, (count,), jnp.float32))
+    return sigma_of(jax.random.normal(key, (count,), jnp.float32), P_mean, P_std)
+
+
+def sigma_of(levels: jax.Array, P_mean: float, P_std: float) -> Sigma:
+    """Noise levels [N] of standard normal numbers [N]."""
+    return jnp.exp(P_mean + P_std * levels)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from jax_edm2.inputs import check_trainable
 from jax_edm2.network import Precond
 from jax_edm2.record import Record, Training
 from jax_edm2.shapes import Images, Labels
-from jax_edm2.training.loss import denoising_loss, draw_noise_levels, project_to_sphere
+from jax_edm2.training.loss import denoising_loss, project_to_sphere, sigma_of
 from jax_edm2.training.recipe import Recipe
 from jax_edm2.training_state import TrainingState
 
@@ -30,6 +30,27 @@ class State:
     optimizer: Any
     averages: Mapping[float, Any]
     images: jax.Array
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["levels", "noise", "dropout"], meta_fields=[])
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides of a step. levels [N] and noise [N, C, H, W]: standard normal, in float32, of which come
+    ln(sigma) = P_mean + P_std levels and what is added, sigma noise. dropout: a key, or None without dropout."""
+
+    levels: jax.Array
+    noise: Images
+    dropout: jax.Array | None = None
+
+
+def draw(key: jax.Array, shape: tuple[int, ...]) -> Draws:
+    """What `train_step` draws for images of this shape, by its key."""
+    for_sigma, for_noise, for_dropout = jax.random.split(key, 3)
+    return Draws(
+        jax.random.normal(for_sigma, shape[:1], jnp.float32),
+        jax.random.normal(for_noise, shape, jnp.float32),
+        for_dropout,
+    )
 
 
 def begin(variables: Any, optimizer: optax.GradientTransformation, recipe: Recipe) -> State:
@@ -74,10 +95,7 @@ def to_training_state(state: State, record: Record, recipe: Recipe, *, seconds: 
 
     record: of the network that training began with. seconds: that it has taken. Raises: ValueError as `resume`.
     """
-    found = [leaf for leaf in jax.tree_util.tree_leaves(state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
-    if len(found) != 1:
-        raise ValueError(f"a training state has one Adam, and the optimiser has {len(found)} optax.scale_by_adam")
-    (adam,) = found
+    adam = adam_of(state)
     images, steps = int(state.images), int(adam.count)
     rate = recipe.rate(max(images - recipe.batch_size, 0))
     stds = tuple(float(std) for std in state.averages)
@@ -85,6 +103,14 @@ def to_training_state(state: State, record: Record, recipe: Recipe, *, seconds: 
     return TrainingState(
         state.variables, adam.mu, adam.nu, state.averages, dataclasses.replace(record, training=training)
     )
+
+
+def adam_of(state: State) -> optax.ScaleByAdamState:
+    """Its count, mu and nu. Raises: ValueError for an optimiser that has not one Adam in it."""
+    found = [leaf for leaf in jax.tree_util.tree_leaves(state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
+    if len(found) != 1:
+        raise ValueError(f"a training state has one Adam, and the optimiser has {len(found)} optax.scale_by_adam")
+    return found[0]
 
 
 def _is_adam(leaf: Any) -> bool:
@@ -99,7 +125,7 @@ def train_step(
     state: State,
     images: Images,
     labels: Labels | None,
-    key: jax.Array,
+    key: jax.Array | Draws,
     *,
     parts: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
@@ -107,9 +133,9 @@ def train_step(
 
     images [N, C, H, W], N the recipe's batch_size, of standard deviation sigma_data; labels [N, label_dim] or None, on
     the host, a device or, split by images, a mesh. key: of this step alone;
-    jax.random.fold_in(key, state.images) gives one that does not depend on when training was stopped. parts: N / parts
-    images are computed with at once and gradients are added up, which changes nothing but roundings: sigma and noise
-    are drawn for all of them, whatever the parts or devices.
+    jax.random.fold_in(key, state.images) gives one that does not depend on when training was stopped. Or `Draws` of
+    one's own. parts: N / parts images are computed with at once and gradients are added up, which changes nothing but
+    roundings: sigma and noise are drawn for all of them, whatever the parts or devices.
 
     NVlabs' order: weights are normalised (Eq. 66), the gradient of the summed loss, times loss_scaling / N, is taken
     there, what is not finite of it becomes 0, Adam takes its step, and the averages take the raw weights (Eq. 127).
@@ -123,24 +149,24 @@ def train_step(
     if parts < 1 or count % parts:
         raise ValueError(f"{count} images do not divide into {parts} parts")
     variables = project_to_sphere(state.variables)
-    for_sigma, for_noise, for_dropout = jax.random.split(key, 3)
-    sigma = draw_noise_levels(for_sigma, count, recipe.P_mean, recipe.P_std)
-    noise = jax.random.normal(for_noise, images.shape, jnp.float32)
-    dropouts = jax.random.split(for_dropout, parts)
+    draws = key if isinstance(key, Draws) else draw(key, images.shape)
+    sigma = sigma_of(draws.levels, recipe.P_mean, recipe.P_std)
+    dropouts = None if draws.dropout is None else jax.random.split(draws.dropout, parts)
 
     def summed(params, images, sigma, noise, labels, dropout):
-        loss = denoising_loss(
-            net, {**variables, "params": params}, images, sigma, noise, labels, train=True, rngs={"dropout": dropout}
-        )
+        rngs = {} if dropout is None else {"dropout": dropout}
+        loss = denoising_loss(net, {**variables, "params": params}, images, sigma, noise, labels, train=True, rngs=rngs)
         return loss.sum() * (recipe.loss_scaling / count), loss.mean(axis=(1, 2, 3))
 
     differentiate = jax.grad(summed, has_aux=True)
     if parts == 1:
-        gradient, losses = differentiate(variables["params"], images, sigma, noise, labels, dropouts[0])
+        first = None if dropouts is None else dropouts[0]
+        gradient, losses = differentiate(variables["params"], images, sigma, draws.noise, labels, first)
     else:
         # Of neighbours each goes to another part, so that a part has images of every device of a mesh.
         each = jax.tree_util.tree_map(
-            lambda x: x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1), (images, sigma, noise, labels)
+            lambda x: x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+            (images, sigma, draws.noise, labels),
         )
 
         def add(total, part):
@@ -161,5 +187,5 @@ def train_step(
         )
         for std, average in state.averages.items()
     }
-    shown = {"loss": losses.mean(), "gradient_norm": optax.global_norm(gradient), "rate": recipe.rate(before)}
+    shown = {"loss": losses.mean(), "gradient_norm": optax.tree.norm(gradient), "rate": recipe.rate(before)}
     return State(variables, optimizer_state, averages, seen), {**shown, "sigma": sigma, "losses": losses}

@@ -62,6 +62,7 @@ CONFIG = {
     "attn_balance": 0.4,
 }
 STEPS = 4
+ALL = (*Plan().checks, "training")
 
 INPUT, EMBEDDING, LOGVAR, OUTPUT = "input", "unet.embedding", "logvar", "output"
 CONV_IN, ENC, DOWN, LOW = "unet.enc.8x8_conv", "unet.enc.8x8_block0", "unet.enc.4x4_down", "unet.enc.4x4_block0"
@@ -297,7 +298,56 @@ BEYOND = [
     Fault("schedule with rho 6", "trajectory", "", (LEVELS, "rho: float = 7.0", "rho: float = 6.0")),
     Fault("schedule ends at sigma_min", "trajectory", "", (LEVELS, ".tolist(), 0.0]", ".tolist(), sigma_min]")),
 ]  # fmt: skip
-FAULTS = CHECKPOINT + NETWORK + BEYOND
+# Found by a few steps of training: the operation is (part of) the first name that fails
+
+RECIPE, OPTIMIZER, STEP = "training.recipe", "training.optimizer", "training.step"
+RATE = "rate = rate / jnp.sqrt(jnp.maximum(images / (self.decay_batches * self.batch_size), 1.0))"
+RAMP = "return rate * jnp.minimum(images / self.rampup_images, 1.0) if self.rampup_images else rate"
+ADAM = "optax.scale_by_adam(*recipe.betas, eps=recipe.eps)"
+AVERAGED = "average, variables, images_seen"
+SUMMED = "return loss.sum() * (recipe.loss_scaling / count), loss.mean(axis=(1, 2, 3))"
+TRAINING = [
+    Fault(name, "training", operation, (file, old, new))
+    for name, operation, file, old, new in (
+        ("no ramp-up of the learning rate", "rate", RECIPE, RAMP, "return rate"),
+        ("the ramp-up goes on above 1", "rate", RECIPE, RAMP, "return rate * images / self.rampup_images"),
+        ("no decay of the learning rate", "rate", RECIPE, RATE, "pass"),
+        ("the rate falls with images, not with their root", "rate", RECIPE, RATE, RATE.replace("jnp.sqrt", "")),
+        ("decay counts images, not batches", "rate", RECIPE, RATE, RATE.replace("(self.decay_batches * self.batch_size)", "self.decay_batches")),
+        ("the decay begins at once", "rate", RECIPE, RATE, RATE.replace("jnp.maximum(", "(1 + ").replace(", 1.0)", ")")),
+        ("the rate of the step after", "", STEP, "images=before", "images=before + count"),
+        ("betas exchanged", "", OPTIMIZER, ADAM, ADAM.replace("*recipe.betas", "*recipe.betas[::-1]")),
+        ("beta2 0.999 whatever the recipe", "", OPTIMIZER, ADAM, ADAM.replace("*recipe.betas", "recipe.betas[0], 0.999")),
+        ("beta1 0 whatever the recipe", "", OPTIMIZER, ADAM, ADAM.replace("*recipe.betas", "0.0, recipe.betas[1]")),
+        ("eps inside the root", "", OPTIMIZER, ADAM, "optax.scale_by_adam(*recipe.betas, eps=0.0, eps_root=recipe.eps**2)"),
+        ("eps 1e-8 whatever the recipe", "", OPTIMIZER, ADAM, "optax.scale_by_adam(*recipe.betas)"),
+        ("Nesterov's momentum", "", OPTIMIZER, ADAM, ADAM.replace(")", ", nesterov=True)")),
+        ("gradients clipped by their norm", "", OPTIMIZER, "zero_where_not_finite(),", "optax.clip_by_global_norm(1e-3),"),
+        ("gradients clipped value by value", "", OPTIMIZER, "zero_where_not_finite(),", "optax.clip(1e-4),"),
+        ("decoupled weight decay", "", OPTIMIZER, ADAM, ADAM + ", optax.add_decayed_weights(0.01)"),
+        ("uphill", "", OPTIMIZER, "step = -rate(", "step = rate("),
+        ("averages of the normalised weights", "ema-", STEP, AVERAGED, "average, project_to_sphere(variables), images_seen"),
+        ("averages of the weights before the step", "ema-", STEP, AVERAGED, "average, state.variables, images_seen"),
+        ("averages count a step too many", "ema-", STEP, "images_seen=seen.astype(jnp.float32)", "images_seen=seen.astype(jnp.float32) + count"),
+        ("averages are updated as if images came one by one", "ema-", STEP, "batch_size=jnp.float32(count)", "batch_size=jnp.float32(1)"),
+        ("all averages of one length", "ema-", STEP, "std=std\n", "std=min(state.averages)\n"),
+        ("weights are not normalised before the gradient", "", STEP, "variables = project_to_sphere(state.variables)", "variables = state.variables"),
+        ("the update is added to the raw weights", "", STEP, "optax.apply_updates(variables[\"params\"], updates)", "optax.apply_updates(state.variables[\"params\"], updates)"),
+        ("weights are normalised after the step, too", "", STEP, "optax.apply_updates(variables[\"params\"], updates)}", "project_to_sphere(optax.apply_updates(variables[\"params\"], updates))}"),
+        ("loss scaling forgotten", "", STEP, SUMMED, SUMMED.replace("recipe.loss_scaling", "1.0")),
+        ("the gradient of the mean, not of the sum", "", STEP, SUMMED, SUMMED.replace("loss.sum()", "loss.mean()")),
+        ("the gradient of each part's own mean", "", STEP, SUMMED, SUMMED.replace("count)", "images.shape[0])")),
+        ("the gradient of the last part alone", "", STEP, "jax.tree_util.tree_map(jnp.add, total, gradient), losses", "gradient, losses"),
+        ("the first part's gradient twice", "", STEP, "jax.tree_util.tree_map(jnp.add, total, gradient), losses", "jax.tree_util.tree_map(lambda t, g: jnp.where(t == 0, 2 * g, t), total, gradient), losses"),
+        ("parts with each other's labels", "", STEP, "(*each, dropouts)", "(*each[:3], None if labels is None else each[3][::-1], dropouts)"),
+        ("parts with each other's noise", "", STEP, "(*each, dropouts)", "(*each[:2], each[2][::-1], *each[3:], dropouts)"),
+        ("images counted by parts", "images", STEP, "state.images + jnp.uint32(count)", "state.images + jnp.uint32(count * parts)"),
+        ("P_std for the variance of ln(sigma)", "", TRAIN, "jnp.exp(P_mean + P_std * levels)", "jnp.exp(P_mean + jnp.sqrt(P_std) * levels)"),
+        ("P_mean forgotten", "", TRAIN, "jnp.exp(P_mean + P_std * levels)", "jnp.exp(P_std * levels)"),
+        ("Adam begins with one step taken", "", STEP, "optimizer.init(variables[\"params\"]), averages, jnp.uint32(0))", "jax.tree_util.tree_map(lambda x: x + 1 if x.dtype == jnp.int32 else x, optimizer.init(variables[\"params\"])), averages, jnp.uint32(0))"),
+    )
+]  # fmt: skip
+FAULTS = CHECKPOINT + NETWORK + BEYOND + TRAINING
 
 
 @contextlib.contextmanager
@@ -365,7 +415,7 @@ class Laboratory:
     def __init__(self, folder: Path, precision: str = "float32"):
         self.path, self.truth_path = folder / "faults.pkl", folder / "truth.npz"
         write_snapshot(self.path, network(CONFIG, 1))
-        plan = Plan(steps=STEPS, precision=precision)
+        plan = Plan(ALL, steps=STEPS, precision=precision)
         oracle.compute(Job(str(self.path), str(self.truth_path), plan))
         with read_snapshot(self.path) as snapshot:
             self.leaves = {
@@ -394,12 +444,12 @@ class Laboratory:
 
 
 def checks_for(fault: Fault) -> tuple[str, ...]:
-    return (fault.scope,) if fault in BEYOND else ("parameters", "forward")
+    return (fault.scope,) if fault in BEYOND + TRAINING else ("parameters", "forward")
 
 
 def found(fault: Fault, outcome: Outcome) -> tuple[str, str]:
     """(scope, operation) that the verdict names first; for checks beyond the forward pass (check, name)."""
-    if fault in BEYOND:
+    if fault in BEYOND + TRAINING:
         bad = [m for m in outcome.measurements[fault.scope] if not m.agrees]
         return (fault.scope, bad[0].name) if bad else ("", "")
     if outcome.guilty:
@@ -412,22 +462,24 @@ def is_found(fault: Fault, outcome: Outcome) -> bool:
     scope, operation = found(fault, outcome)
     if outcome.verdict != "disagrees" or scope != fault.scope:
         return False
-    return fault.operation in operation if fault in BEYOND else fault.operation == operation
+    return fault.operation in operation if fault in BEYOND + TRAINING else fault.operation == operation
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.corpora.faults", description=__doc__.splitlines()[0])
     parser.add_argument("--as", dest="mode", default="float32", help="emulated: tpu:float32, gpu:tf32, ...")
+    parser.add_argument("--only", default="", help="faults whose name, or scope, has this in it")
     args = parser.parse_args()
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     missed = 0
     device, _, precision = args.mode.rpartition(":")
     with tempfile.TemporaryDirectory() as folder, emulated(device or None):
         laboratory = Laboratory(Path(folder), precision)
-        clean = laboratory.examine(None, ("parameters", "forward", "gradients", "trajectory"))
+        clean = laboratory.examine(None, ALL)
         print(f"no fault: {clean.verdict}\n")
         print(f"{'fault':<52}{'verdict':<11}{'first bad operation':<34}error")
-        for fault in FAULTS:
+        faults = [fault for fault in FAULTS if args.only in fault.name or args.only in fault.scope]
+        for fault in faults:
             outcome = laboratory.examine(fault, checks_for(fault))
             scope, operation = found(fault, outcome)
             ok = is_found(fault, outcome)
@@ -438,7 +490,7 @@ def main():
                 f"{fault.name[:51]:<52}{outcome.verdict:<11}{place[:43]:<34}{'' if ok else 'MISSED '}{why[:60]}",
                 flush=True,
             )
-    print(f"\n{len(FAULTS)} faults: {len(FAULTS) - missed} detected and named, {missed} missed")
+    print(f"\n{len(faults)} faults: {len(faults) - missed} detected and named, {missed} missed")
     return 1 if missed or clean.verdict != "agrees" else 0
 
 

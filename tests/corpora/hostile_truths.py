@@ -169,10 +169,10 @@ def text(name: str, says: str, record: bytes):
 
 text("an empty truth.json", "has no schema", b"")
 text("a truth.json of noise", "has no schema", b"\xff\xfe\0" * 100)
-text("another order of keys", "has no schema", b'{"sha256": "0", "schema": "edm2-truth/2"}')
-text("an old schema", "has schema 'edm2-truth/1', not 'edm2-truth/2'; make it again", sealed(b"{}", "edm2-truth/1"))
-text("a later schema", "has schema 'edm2-truth/3', not 'edm2-truth/2'", sealed(b"{}", "edm2-truth/3"))
-text("no digest", "is damaged: the sha256 of truth.json", b'{"schema": "edm2-truth/2", "facts": {}}')
+text("another order of keys", "has no schema", b'{"sha256": "0", "schema": "edm2-truth/3"}')
+text("an old schema", "has schema 'edm2-truth/2', not 'edm2-truth/3'; make it again", sealed(b"{}", "edm2-truth/2"))
+text("a later schema", "has schema 'edm2-truth/4', not 'edm2-truth/3'", sealed(b"{}", "edm2-truth/4"))
+text("no digest", "is damaged: the sha256 of truth.json", b'{"schema": "edm2-truth/3", "facts": {}}')
 text("a wrong digest", "is damaged: the sha256 of truth.json", sealed(b"{}")[:-1] + b" }")
 text("no JSON", "is no JSON", sealed(b"{nothing"))
 text("not ASCII", "not ASCII", sealed('{"é": 1}'.encode()))
@@ -186,7 +186,7 @@ text("keys of no meaning", "not of members and facts", sealed(b'{"a": 1, "\\u001
 text("no facts", "the facts must be an object", sealed(b'{"members": {}, "facts": []}'))
 text("no members", "for a table of members", sealed(b'{"members": 3, "facts": {}}'))
 file(
-    "schema 1 as it was made", "has schema 'edm2-truth/1', not 'edm2-truth/2'; make it again with --save-truth",
+    "schema 1 as it was made", "has schema 'edm2-truth/2', not 'edm2-truth/3'; make it again with --save-truth",
     lambda: archive([(MEMBER, b'{"schema": "edm2-truth/1", "plan": {}}')], (MEMBER,), zip64=False),
 )  # fmt: skip
 
@@ -300,6 +300,7 @@ fact("a snapshot of a long name", "of at most 1,000 characters", "snapshot", "na
 fact("a snapshot of many things", "at most 100 values", "snapshot", "more", [0] * 1000)
 fact("a snapshot of a wrong digest", "64 hexadecimal digits", "snapshot", "sha256", "sha256:0")
 fact("another reference", "reference must be one of", "reference", "mine")
+FEW = dataclasses.replace(PLAN, checks=("gradients",))
 ISOLATED = ("errors", "seed0", "isolated")
 lacking("errors without a tap", "must have 'input/c_noise'", *ISOLATED, "input/c_noise")
 fact("errors of a tap that does not exist", "must not have 'x'", *ISOLATED, "x", {})
@@ -317,6 +318,26 @@ lacking("errors without the unlabelled", "errors must have 'seed0 unlabelled'", 
 lacking("errors without a kind", "must have 'isolated'", *ISOLATED)
 lacking("errors without an output", "must have 'logvar'", "errors", "seed0", "outputs", "logvar")
 lacking("errors without gradients", "must have 'gradients'", "errors", "gradients")
+lacking("errors without training", "must have 'training'", "errors", "training")
+lacking("errors without a loss of the training", "must have 'training/loss'", "errors", "training", "training/loss")
+lacking("a training without eps", "must have 'eps'", "training", "eps")
+fact("a training that is null", "training must be an object", "training", None)
+fact("a training of images below 0", "training must have images from 0", "training", "images", -1)
+fact("a training of steps that are no number", "training must have steps from 0", "training", "steps", "1")
+fact("a training of 10^30 images", "training must have images from 0", "training", "images", 10**30)
+fact("a training of stds that are none", "training must have stds", "training", "stds", [0.05, 0.9])
+fact("a training of 10,000 stds", "training must have stds", "training", "stds", [i / 1e5 for i in range(1, 10001)])
+fact("a training of equal stds", "training must have different stds", "training", "stds", [0.05, 0.0500001])
+fact("a training of other stds", "lacks the array 'training/ema-0.200", "training", "stds", [0.05, 0.2])
+fact("a training of eps below 0", "must not be below 0", "training", "eps", -1.0)
+parts(
+    "a training of a plan without",
+    "has a training, and a plan without one",
+    lambda p: p.facts.update(training={}),
+    lambda: Parts.made_up(SMALL, FEW),
+)
+parts("10^9 updates", "updates must be a number from 1 to 1,000", lambda p: p.facts["plan"].update(updates=10**9))
+parts("more updates than losses", "has training/loss of <f8 [2]", lambda p: p.facts["plan"].update(updates=3))
 lacking("errors without a gradient", "must have 'loss'", "errors", "gradients", "loss")
 fact("too few errors of the trajectory", "must be 3 numbers", "errors", "trajectory", [0.0])
 fact("a trajectory of text", "must be a number", "errors", "trajectory", ["a", "b", "c"])
@@ -342,7 +363,6 @@ lacking("switches without a problem", "must have a problem", "switches", "proble
 fact("a problem that is a list", "must have a problem, or null", "switches", "problem", [1])
 fact("a problem of a long text", "of at most 1,000 characters", "switches", "problem", "x" * 10**5)
 WIDE = dataclasses.replace(SMALL, label_dim=2000)
-FEW = dataclasses.replace(PLAN, checks=("gradients",))
 parts("a plan whose inputs are huge", "MB of inputs, and", lambda p: p.facts["plan"].update(batch=65536),
       lambda: Parts.made_up(WIDE, FEW))  # fmt: skip
 

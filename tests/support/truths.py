@@ -12,7 +12,7 @@ import numpy as np
 from jax_edm2.config import EDM2Config
 from jax_edm2.converter.verify import shapes
 from jax_edm2.converter.verify.archive import npy_header
-from jax_edm2.converter.verify.cases import Plan
+from jax_edm2.converter.verify.cases import Plan, Training
 from jax_edm2.converter.verify.facts import as_json
 from jax_edm2.converter.verify.taps import EMBEDDING, block_scope
 from jax_edm2.converter.verify.truth import MEMBER, SCHEMA
@@ -21,12 +21,16 @@ SMALL = EDM2Config(
     img_resolution=4, img_channels=1, label_dim=3, model_channels=4, channel_mult=(1, 2), num_blocks=0,
     attn_resolutions=(2,), channels_per_head=4, logvar_channels=4,
 )  # fmt: skip
-PLAN = Plan(sigmas=(0.3, 20.0), batch=2, steps=2)
+PLAN = Plan((*Plan().checks, "training"), sigmas=(0.3, 20.0), batch=2, steps=2, updates=2)
 NOTHING = "0" * 64
 
 
 def _cases(plan: Plan) -> list[str]:
     return [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
+
+
+def training_of(plan: Plan) -> Training | None:
+    return Training(images=4, steps=1, eps=1e-6) if "training" in plan.checks else None
 
 
 def arrays(config: EDM2Config, plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -38,7 +42,9 @@ def arrays(config: EDM2Config, plan: Plan) -> dict[str, tuple[str, tuple[int, ..
         found |= {f"{case}/{tap}": shape for tap, shape in (taps | shapes.of_a_case(config, plan.batch)).items()}
         alone = shapes.unlabelled_shapes(config, plan.batch) if config.label_dim else {}
         found |= {f"{case} unlabelled/{tap}": shape for tap, shape in alone.items()}
-    rest = {key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, reduced=False)}
+    rest = {
+        key: (dtype, shape) for key, dtype, shape in shapes.of_the_rest(config, plan, training_of(plan), reduced=False)
+    }
     return {key: (shapes.DOUBLE, shape) for key, shape in found.items()} | rest
 
 
@@ -53,8 +59,10 @@ def facts(config: EDM2Config, plan: Plan) -> dict[str, Any]:
         for case in cases
     }
     errors |= {f"{case} unlabelled": {"accumulated": embedding} for case in cases if config.label_dim}
-    keys = [key for key, _, _ in shapes.of_the_rest(config, plan, reduced=False) if key != "trajectory"]
-    errors |= {"gradients": dict.fromkeys(keys, pair)} if "gradients" in plan.checks else {}
+    rest = [key for key, _, _ in shapes.of_the_rest(config, plan, training_of(plan), reduced=False)]
+    keys = {"training": [key for key in rest if key.startswith(f"{shapes.TRAINING}/")]}
+    keys["gradients"] = [key for key in rest if key != "trajectory" and key not in keys["training"]]
+    errors |= {check: dict.fromkeys(found, pair) for check, found in keys.items() if check in plan.checks}
     errors |= {"trajectory": [pair["error"]] * (plan.steps + 1)} if "trajectory" in plan.checks else {}
     blocks = [block_scope(spec) for spec in config.architecture.encoder + config.architecture.decoder]
     return {
@@ -68,6 +76,7 @@ def facts(config: EDM2Config, plan: Plan) -> dict[str, Any]:
         "amplification": {case: dict.fromkeys(blocks, 256.0) for case in cases},
         "not_finite": [],
         "gradient_sizes": dict.fromkeys(shapes.trained(config) if "gradients" in plan.checks else (), 0.0123456789),
+        "training": None if training_of(plan) is None else {"images": 4, "steps": 1, "stds": [0.05, 0.1], "eps": 1e-6},
         "errors": errors,
         "repeat": 0.0,
         "environment": {"torch": "2.0", "device": "cpu", "processor": "none"},

@@ -6,7 +6,7 @@
 import pytest
 
 from jax_edm2.converter.processes import ROOT
-from tests.corpora.faults import FAULTS, Laboratory, checks_for, edited, found, is_found
+from tests.corpora.faults import ALL, FAULTS, Laboratory, checks_for, edited, found, is_found
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def laboratory(tmp_path_factory):
 
 
 def test_no_fault(laboratory):
-    outcome = laboratory.examine(None, ("parameters", "forward", "gradients", "trajectory"))
+    outcome = laboratory.examine(None, ALL)
     assert outcome.verdict == "agrees", outcome.reasons
     assert outcome.guilty == []
     assert outcome.exit_code == 0

@@ -18,12 +18,14 @@ from jax_edm2.network import Precond
 from jax_edm2.record import Record
 from jax_edm2.sampling import heun_states
 from jax_edm2.settings import noise_levels
+from jax_edm2.state_layout import NET
 from jax_edm2.training import denoising_loss
 
 from ...convert import describe
 from ...memory import make_room
 from ...networks import in_memory
 from ...opening import is_checkpoint, is_training_state, open_side
+from ...train.states import read_training
 from ...weights import Weights
 from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
 from ..outcome import Progress
@@ -31,6 +33,7 @@ from ..taps import Tap
 from . import emulation
 from .precision import jax_dtype, jax_precision
 from .taps import TappedNetwork
+from .training import Start
 from .unread import Unread, shapes, stored, unread
 
 
@@ -39,7 +42,8 @@ class Candidate:
 
     variables: arrays; or some of them `Unread`, of a network that is too large to be held beside something else.
     Blocks are then given theirs one after the other, and the network as a whole for as long as it runs.
-    config: the architecture that is expected of it. path, record: of the checkpoint, if it is one's.
+    config: the architecture that is expected of it. path, record: of the checkpoint, if it is one's. start: gives the
+    whole training state that it is the network of.
     """
 
     def __init__(
@@ -49,9 +53,10 @@ class Candidate:
         config: EDM2Config,
         path: Path | None = None,
         record: Record | None = None,
+        start: Start | None = None,
     ):
         self.net, self.variables, self.config = net, variables, config
-        self.path, self.record = path, record
+        self.path, self.record, self.start = path, record, start
         self.tapped = TappedNetwork(net, variables, config)
         self._compiled: dict[Any, Any] = {}
         self._trajectory: list[np.ndarray] | None = None
@@ -201,7 +206,16 @@ def load_candidate(
     if checkpoint is not None:
         with open_side(checkpoint, *choice) as weights:
             net, variables = Precond(weights.config, jax_dtype(precision)), in_memory(weights)
-            return Candidate(net, variables, config, checkpoint, describe(weights))
+            return Candidate(net, variables, config, checkpoint, describe(weights), _start(checkpoint, choice))
     assert snapshot is not None
     net = Precond(config, jax_dtype(precision))
-    return Candidate(net, unread(snapshot) if large else in_memory(snapshot), config)
+    start = None if snapshot.file is None else _start(snapshot.path, choice)
+    return Candidate(net, unread(snapshot) if large else in_memory(snapshot), config, start=start)
+
+
+def _start(path: Path, choice: tuple[str | None, str | None]) -> Start | None:
+    """The whole training state, where what was chosen of the file is the network that it goes on with."""
+    part, config_from = choice
+    if part != NET or not is_training_state(path):
+        return None
+    return partial(read_training, path, place=lambda _tree: None, config_from=config_from)

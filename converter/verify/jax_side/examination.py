@@ -21,14 +21,15 @@ from ...errors import ConverterError
 from ...names import torch_name
 from ...weights import Weights
 from ..cases import STEP, Case, make_case
-from ..metrics import Difference, difference, gradient_norm, psnr
+from ..metrics import Difference, difference, gradient_norm, psnr, training_norm
 from ..outcome import Findings, Progress
-from ..shapes import SAMPLE
+from ..shapes import SAMPLE, TRAINING, trained
 from ..taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from ..truth import Truth, projection
 from ..verdict import Tolerance, judge
 from .candidate import Candidate
 from .parameters import compare_parameters
+from .training import run_training
 from .unread import raised
 
 
@@ -56,6 +57,9 @@ def examine(
         elif check == "trajectory":
             with run.crash("trajectory"):
                 run.trajectory()
+        elif check == "training":
+            with run.crash("training"):
+                run.training()
     return findings
 
 
@@ -119,6 +123,19 @@ class _Examination(ABC):
         ends = {"truth": exact[-1], **torch, "JAX": x}
         self.findings.samples = {name: np.asarray(end[0], np.float32) for name, end in ends.items()}
         self.findings.sigmas = sigmas
+
+    def training(self):
+        about, names = self.truth.facts.training, trained(self.config)
+        assert about is not None
+        variables = raised(self.candidate.variables)
+        for key, value in run_training(self.candidate.net, variables, self.candidate.start, about, self.plan):
+            torch = self.errors["training"][key]
+            exact = self.truth[key]
+            name = key.removeprefix(f"{TRAINING}/")
+            norm = training_norm(key, names, self.truth)
+            found = difference(np.asarray(self.kept(key, value) if name.count("/") else value), exact, norm)
+            measured = judge("training", "", name, found, torch["error"], self.tolerance, torch["condition"])
+            self.findings.training.append(measured)
 
     def judge_gradient(self, kind: str, name: str, key: str, value: Any):
         """Beside what the truth has under `key`."""

@@ -47,11 +47,14 @@ EXPLAIN = {
     "gradients": "The gradient of the EDM2 loss by every parameter and by the noise, and every parameter and its "
     "average after one training step (forced weight normalisation, Adam, EMA).",
     "trajectory": "The state at every noise level of the deterministic Heun sampler, started from the same noise.",
+    "training": "Steps of training by a recipe whose every setting shows in a few: losses, gradient norms, learning "
+    "rates, and every parameter, its moments and its averages after the last step. JAX adds up gradients of two parts.",
 }
 EXPLAIN_GOLDEN = EXPLAIN | {
     "parameters": "Every weight, gain and buffer equals what the golden was recorded with, bit for bit in float32.",
     "forward": "D, logvar and the output of every block, of the network compiled as a whole.",
     "gradients": "The gradient of the EDM2 loss by every parameter and by the noise: its norm and random projections.",
+    "training": EXPLAIN["training"] + " Of these, norms and random projections.",
 }
 
 
@@ -65,6 +68,7 @@ def html(report: dict[str, Any]) -> str:
         section("Module tree", _tree(report)),
         section(f"The {WORST} taps nearest to their limits", _worst(report, "forward")),
         section(f"The {WORST} gradients nearest to their limits", _worst(report, "gradients")),
+        section(f"The {WORST} results of training nearest to their limits", _worst(report, "training")),
         section("Trajectory", _trajectory(report)),
         section("Throughput", _throughput(report)),
         section("How it was run", _how(report)),
@@ -177,8 +181,9 @@ def _checks(report: dict[str, Any]) -> str:
         return (
             table(("", "", ""), rows)
             + error
-            + f"where it is at most {t['accumulated']:g} (forward), {t['gradient']:g} (gradients) or "
-            f"{t['trajectory']:g} (trajectory): three times what was measured when the golden was recorded.</p>"
+            + f"where it is at most {t['accumulated']:g} (forward), {t['gradient']:g} (gradients), "
+            f"{t['trajectory']:g} (trajectory) or {t['training']:g} (training): three times "
+            "what was measured when the golden was recorded.</p>"
         )
     return (
         table(("", "", ""), rows)

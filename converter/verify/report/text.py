@@ -49,7 +49,8 @@ HEADLINES = {
     INCONCLUSIVE: "nothing can be concluded",
     MEASURED: "speed was measured, agreement was not",
 }
-COMPARED = ("parameters", "forward", "gradients", "trajectory")  # the checks that verdicts are about
+COMPARED = ("parameters", "forward", "gradients", "trajectory", "training")  # the checks that verdicts are about
+ALWAYS = COMPARED[:4]  # without which one is in part
 FED = "good by itself, but fed what was wrong"
 WORST = 10
 KINDS = ("isolated", "accumulated")  # of a tap
@@ -71,7 +72,7 @@ def to_json(outcome: Outcome, command: str | None = None) -> dict[str, Any]:
         counts = {"count": parameters["count"], "failed": len(different), "worst": None}
         checks = {"parameters": {"verdict": verdict, **counts}} | checks
     for where, _ in outcome.findings.crashes:
-        check = where if where in ("gradients", "trajectory") else "forward"
+        check = where if where in ("gradients", "trajectory", "training") else "forward"
         checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
     return clean(
         {
@@ -131,8 +132,7 @@ def _headline(outcome: Outcome) -> str:
     headline = HEADLINES[verdict]
     if verdict == AGREES and _stands_in(_code(outcome)):
         headline = "JAX computes what torch_ref computes; the snapshot's own source was not run"
-    if verdict == AGREES and len(checked) < len(COMPARED):
-        left = [check for check in COMPARED if check not in checked]
+    if verdict == AGREES and (left := [check for check in ALWAYS if check not in checked]):
         headline += f"; checked: {', '.join(checked)}; not checked: {', '.join(left)}"
     return headline
 
@@ -149,7 +149,7 @@ def title(report: dict[str, Any], write: Callable[[str], str] = str.lower) -> st
     """The verdict, and in what if not in all; with what where that is not the snapshot's own: agrees with torch_ref."""
     if report["verdict"] == AGREES and report["checked"] == ["parameters"]:
         return write(f"{AGREES} in parameters")
-    some = " in part" if report["verdict"] == AGREES and len(report["checked"]) < len(COMPARED) else ""
+    some = " in part" if report["verdict"] == AGREES and not set(ALWAYS) <= set(report["checked"]) else ""
     if report["verdict"] == AGREES and _stands_in(report["code"]):
         return write(f"{AGREES}{some} with") + " torch_ref"
     return write(report["verdict"] + some)

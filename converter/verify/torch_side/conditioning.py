@@ -27,7 +27,8 @@ class Rounding:
     def __init__(self, noise: float = NOISE, seed: int = 0):
         self.noise = noise
         self._random = torch.Generator().manual_seed(seed)
-        self._signs = torch.randint(0, 2, (SIGNS,), generator=self._random).double() * 2 - 1
+        signs = torch.randint(0, 2, (SIGNS,), generator=self._random).double() * 2 - 1
+        self._signs = signs.repeat(2)  # so that there are SIGNS from any place on
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return _Disturb.apply(x, self)
@@ -35,7 +36,7 @@ class Rounding:
     def disturb(self, x: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
         """x with an error relative to its root mean square, or to `size`, element by element."""
         start = int(torch.randint(0, SIGNS, (), generator=self._random))
-        signs = self._signs.roll(-start)
+        signs = self._signs[start : start + SIGNS]
         if x.numel() > SIGNS:
             signs = signs.repeat(x.numel() // SIGNS + 1)
         signs = signs[: x.numel()].reshape(x.shape)

@@ -5,6 +5,7 @@ It runs in a separate process, so that its memory, its switches and any embedded
     python -m converter.verify.torch_side.oracle < JOB.json
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -14,16 +15,20 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
 
 
+from jax_edm2.state_layout import NET
+
 from ...convert import describe
 from ...errors import ConverterError
-from ...opening import open_side
+from ...opening import is_checkpoint, is_training_state, open_side, open_weights
 from ...snapshot import Snapshot
 from ...training_state import TrainedWeights
 from ...weights import Weights
+from .. import cases
 from ..facts import NO_SOURCE, Facts
 from ..parameter_hashes import hash_of, parameter_hashes
 from ..truth import TruthWriter, check_room
 from .forward import Forward
+from .gradients import Gradients
 from .job import Job
 from .precision import set_torch, torch_facts
 from .session import Session
@@ -36,14 +41,15 @@ def compute(job: Job):
     started = time.perf_counter()
     switches = set_torch(job.plan.precision, job.device)
     opened = open_side(Path(job.snapshot), job.weights, job.config_from)
-    with opened as snapshot, TruthWriter(Path(job.output)) as truth:
+    with opened as snapshot, TruthWriter(Path(job.output)) as truth, contextlib.ExitStack() as stack:
         check_room(job.plan, snapshot.config)
         session = Session(snapshot, job, truth)
-        forward, training = Forward(session), Training(session)
+        forward, gradients = Forward(session), Gradients(session)
+        training = _training(session, job, stack) if "training" in job.plan.checks else None
         with session.reference.truth():
-            _write(session, forward, training)
+            _write(session, forward, gradients, training)
         session.reference.lower()
-        errors = _errors(session, forward, training)
+        errors = _errors(session, forward, gradients, training)
         session.bar.close()
         facts = Facts(
             plan=job.plan,
@@ -53,7 +59,8 @@ def compute(job: Job):
             parameters=parameter_hashes(snapshot),
             amplification=forward.amplification,
             not_finite=session.not_finite,
-            gradient_sizes=training.sizes,
+            gradient_sizes=gradients.sizes,
+            training=None if training is None else training.about,
             errors=errors,
             repeat=forward.repeat,
             environment=torch_facts(job.device),
@@ -63,7 +70,18 @@ def compute(job: Job):
         truth.finish(facts)
 
 
-def _write(session: Session, forward: Forward, training: Training):
+def _training(session: Session, job: Job, stack: contextlib.ExitStack) -> Training:
+    """Of the whole training state, if the network that is judged is what a training goes on with; else a new one."""
+    path = Path(job.snapshot)
+    if job.weights != NET or not is_training_state(path):
+        return Training(session, None, cases.Training())
+    state = stack.enter_context(open_weights(path, config_from=None if is_checkpoint(path) else job.config_from))
+    found = describe(state).training
+    assert found is not None
+    return Training(session, state, cases.Training(found.images, found.steps, found.stds))
+
+
+def _write(session: Session, forward: Forward, gradients: Gradients, training: Training | None):
     """The truth of all checks."""
     if "forward" in session.plan.checks:
         for name, case in session.cases():
@@ -71,10 +89,12 @@ def _write(session: Session, forward: Forward, training: Training):
     if "trajectory" in session.plan.checks:
         write_trajectory(session)
     if "gradients" in session.plan.checks:
+        gradients.write()
+    if training is not None:
         training.write()
 
 
-def _errors(session: Session, forward: Forward, training: Training) -> dict[str, Any]:
+def _errors(session: Session, forward: Forward, gradients: Gradients, training: Training | None) -> dict[str, Any]:
     """Of PyTorch in the precision that is judged, in all checks."""
     if "forward" in session.plan.checks:
         for name, case in session.cases():
@@ -83,7 +103,9 @@ def _errors(session: Session, forward: Forward, training: Training) -> dict[str,
     if "trajectory" in session.plan.checks:
         errors["trajectory"] = trajectory_errors(session)
     if "gradients" in session.plan.checks:
-        errors["gradients"] = training.errors()
+        errors["gradients"] = gradients.errors()
+    if training is not None:
+        errors["training"] = training.errors()
     return errors
 
 

@@ -1,37 +1,48 @@
-"""Gradients and one training step: the truth, its condition numbers, and PyTorch's own error."""
+"""A training of a few steps: the truth, its condition numbers, and PyTorch's own error."""
 
-import contextlib
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from jax_edm2.torch_ref.training import power_function_exponent
+from jax_edm2.state_layout import MOMENTS, NET, average_part
+from jax_edm2.torch_ref.training import learning_rate, power_function_exponent
 
-from ..cases import STEP, make_case
-from ..metrics import difference, gradient_norm
+from ...names import jax_path
+from ...weights import Weights
+from .. import cases
+from ..cases import make_batch
+from ..metrics import difference, training_norm
 from ..precision import PRECISIONS
-from ..taps import block_scope
+from ..shapes import TRAINING, trained
 from .conditioning import Rounding, condition, largest
+from .loss import losses, normalise, with_gradients
 from .session import Session, as_numpy
 
 Keep = Callable[[str, np.ndarray], None]
+KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))  # torch's names of Adam's moments
 
 
 class Training:
-    """The training step of a session. sizes: root mean square of every parameter's true gradient, by name."""
+    """The steps of a session. about: its settings, for the facts.
 
-    def __init__(self, session: Session):
-        self._session, self._truth, self._config = session, session.truth, session.config
-        self.sizes: dict[str, float] = {}
+    start: a whole training state, whose network is the session's; None is a training that begins with that.
+    """
+
+    def __init__(self, session: Session, start: Weights | None, about: cases.Training):
+        self._session, self._start, self.about = session, start, about
         self._numbers: dict[str, float] = {}  # condition numbers, by key
 
     def write(self):
         """The truth."""
-        loss = self._step(lambda key, value: self._session.keep(key, value.astype(np.float32)))
-        self._session.keep("loss", np.asarray(loss, np.float64))
+        sizes: list[float] = []
+        self._run(lambda key, value: None, "float32", updates=1, sizes=sizes)
+        middle = float(np.median([size for size in sizes if size > 0] or [1.0]))
+        self.about = dataclasses.replace(self.about, eps=2.0 ** round(math.log2(middle)))
+        self._run(self._session.keep, "float32")
         self._numbers = largest(self._conditions, PRECISIONS[self._session.plan.precision].rounding)
 
     def errors(self) -> dict[str, Any]:
@@ -39,92 +50,81 @@ class Training:
         found = {}
 
         def compare(key, value):
-            error = difference(value, self._truth[key], self._norm(key)).error
+            error = difference(np.asarray(value), self._session.truth[key], self._norm(key)).error
             found[key] = {"error": error, "condition": self._numbers[key]}
 
-        loss = self._step(compare, self._session.plan.precision)
-        exact = float(self._truth["loss"])
-        return {"loss": {"error": abs(loss - exact) / abs(exact), "condition": 0.0}, **found}
+        self._run(compare, self._session.plan.precision)
+        return found
 
-    def _step(self, keep: Keep, precision="float32") -> float:
-        """The loss of one training step: forced weight normalisation, gradient, Adam, EMA.
-
-        keep(key, array) is given the gradient, the new value and the new average of every parameter.
-        """
-        net = self._session.reference.net
-        loss, by_input = self._backward(precision)
-        keep("gradient/input", as_numpy(by_input))
-        decay = (1 - STEP.images_per_step / STEP.images_seen) ** (power_function_exponent(STEP.ema_std) + 1)
-        for name, parameter in net.named_parameters():  # one by one: Adam's state of all would double the memory
-            gradient = parameter.grad
-            keep(f"gradient/{name}", as_numpy(gradient))
-            self.sizes.setdefault(name, float(gradient.double().square().mean().sqrt()))
-            average = parameter.detach().clone()
-            adam = torch.optim.Adam([parameter], lr=STEP.learning_rate, betas=STEP.betas, eps=STEP.eps)
-            adam.state[parameter] = {
-                "step": torch.tensor(float(STEP.steps_before)),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.full_like(parameter, self.sizes[name] ** 2),
-            }
+    def _run(self, keep: Keep, precision: str, updates: int | None = None, sizes: list[float] | None = None):
+        """Train, in NVlabs' order. keep: is given what comes of it. sizes: gets root mean squares of gradients."""
+        session, about = self._session, self.about
+        net = session.reference.net
+        parameters = dict(net.named_parameters())
+        adam = torch.optim.Adam(net.parameters(), lr=1.0, betas=about.BETAS, eps=about.eps)
+        averages = {std: {name: p.detach().clone() for name, p in parameters.items()} for std in about.stds}
+        if self._start is not None:
+            for name, parameter in parameters.items():
+                moments = {torchs: self._read(part, name) for part, torchs in KEYS.items()}
+                adam.state[parameter] = {"step": torch.tensor(float(about.steps)), **moments}
+            for std, average in averages.items():
+                for name in average:
+                    average[name] = self._read(average_part(std), name)
+        images = about.images
+        shown: dict[str, list[float]] = {"loss": [], "gradient_norm": [], "rate": []}
+        for step in range(session.plan.updates if updates is None else updates):
+            loss = self._backward(step, precision)
+            gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+            if sizes is not None:
+                sizes += [float(gradient.double().square().mean().sqrt()) for gradient in gradients]
+            shown["gradient_norm"].append(math.sqrt(sum(float(g.double().square().sum()) for g in gradients)))
+            for gradient in gradients:
+                torch.nan_to_num(gradient, nan=0, posinf=0, neginf=0, out=gradient)
+            rate = learning_rate(images, about.BATCH, about.LEARNING_RATE, about.decay_batches, about.rampup_images)
+            adam.param_groups[0]["lr"] = rate
             adam.step()
-            keep(f"step/{name}", as_numpy(parameter))
-            average.lerp_(parameter.detach(), 1 - decay)
-            keep(f"ema/{name}", as_numpy(average))
-            parameter.grad = None
-        self._session.reference.reload()
-        return loss
+            adam.zero_grad(set_to_none=True)
+            images += about.BATCH
+            for std, average in averages.items():
+                beta = (1 - about.BATCH / images) ** (power_function_exponent(std) + 1)
+                for name, parameter in parameters.items():
+                    average[name].lerp_(parameter.detach(), 1 - beta)
+            shown["loss"].append(loss)
+            shown["rate"].append(rate)
+        for key, values in {**shown, "images": images}.items():
+            keep(f"{TRAINING}/{key}", np.asarray(values, np.float64))
+        for name, parameter in parameters.items():
+            after = {NET: parameter, **{part: adam.state[parameter][torchs] for part, torchs in KEYS.items()}}
+            for part, value in (after | {average_part(std): a[name] for std, a in averages.items()}).items():
+                keep(f"{TRAINING}/{part}/{name}", as_numpy(value).astype(np.float32))
+        session.reference.reload()
 
-    def _backward(self, precision="float32") -> tuple[float, torch.Tensor]:
-        """The mean EDM2 loss (arXiv 2312.02696, Eqs. 14, 15, 21) and its gradient by the noise.
+    def _backward(self, step: int, precision: str) -> float:
+        """The mean loss of a step's batch. Weights are normalised first, and gradients are left in them."""
+        session, about = self._session, self.about
+        batch = make_batch(session.config, session.plan.seeds[0], step)
+        normalise(session)
+        sigma = (about.P_MEAN + about.P_STD * session.put(batch.levels)).exp().reshape(-1, 1, 1, 1)
+        with with_gradients(session):
+            images, noise = session.put(batch.images), session.put(batch.noise)
+            loss = losses(session, images, sigma, noise, batch.labels, precision)
+            (loss.sum() * (about.LOSS_SCALING / about.BATCH)).backward()
+        return float(loss.detach().mean())
 
-        Weights are normalised first, and the gradients by parameters are left in them.
-        """
-        net, normalize = self._session.reference.net, self._session.reference.namespace["normalize"]
-        case = make_case(self._config, self._session.plan, self._session.plan.seeds[0]).first(STEP.batch)
-        images, sigma = self._session.put(case.images), self._session.put(case.sigma[:, None, None, None])
-        noise = self._session.put(case.noise).requires_grad_()
-        with torch.no_grad():
-            for name, parameter in net.named_parameters():
-                if name.endswith(".weight"):
-                    parameter.copy_(normalize(parameter))
-        net.requires_grad_(True)
-        with _recomputed_blocks(net, self._config):
-            noisy = images + sigma * noise
-            denoised, logvar = self._session.reference(noisy, sigma, case.labels, precision, return_logvar=True)
-            weight = (sigma**2 + self._config.sigma_data**2) / (sigma * self._config.sigma_data) ** 2
-            loss = (weight / logvar.exp() * (denoised - images) ** 2 + logvar).mean()
-            loss.backward()
-        net.requires_grad_(False)
-        self._session.bar.update()
-        assert noise.grad is not None
-        return float(loss.detach()), noise.grad
+    def _read(self, part: str, name: str) -> torch.Tensor:
+        assert self._start is not None
+        return self._session.put(self._start.read(f"{part}/{jax_path(name)}"))
 
     def _conditions(self, rounding: Rounding) -> dict[str, float]:
-        """The condition numbers of all gradients, and of what the training step makes of them, by their keys."""
+        """The condition numbers of all that comes of the steps."""
         found = {}
 
         def note(key, value):
-            found[key] = condition(value, self._truth[key], rounding.noise, self._norm(key))
+            found[key] = condition(value, self._session.truth[key], rounding.noise, self._norm(key))
 
         with rounding.norms(self._session.reference.namespace), self._session.tapped(rounding.visit):
-            self._step(note)
+            self._run(note, "float32")
         return found
 
     def _norm(self, key: str) -> float | None:
-        kind, name = key.split("/", 1)
-        return gradient_norm(name, self.sizes) if kind == "gradient" else None
-
-
-@contextlib.contextmanager
-def _recomputed_blocks(net, config):
-    """Activations inside blocks are computed again on the way back, so that memory is that of one block."""
-    architecture = config.architecture
-    names = [block_scope(spec) for spec in architecture.encoder + architecture.decoder]
-    blocks = [net.get_submodule(name) for name in names]
-    for block in blocks:
-        block.forward = lambda *args, forward=block.forward: checkpoint(forward, *args, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
+        return training_norm(key, trained(self._session.config), self._session.truth)
