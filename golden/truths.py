@@ -24,7 +24,7 @@ from jax_edm2.converter.verify.outcome import Outcome
 from jax_edm2.converter.verify.taps import taps
 from jax_edm2.converter.verify.torch_side import oracle
 from jax_edm2.converter.verify.torch_side.job import Job
-from jax_edm2.converter.verify.truth import Truth, TruthError, TruthWriter, projection
+from jax_edm2.converter.verify.truth import Truth, TruthError, TruthWriter, projection, reduced
 from jax_edm2.converter.verify.verdict import KINDS, LARGEST_MEASURED, tolerance_of
 from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import write_snapshot
@@ -32,6 +32,7 @@ from jax_edm2.torch_ref.snapshot import write_snapshot
 PLAN = Plan(GOLDEN, sigmas=(0.3, 20.0), batch=2, steps=8)
 NAMES = [*NETWORKS, "digits"]
 STEPS = ("step/", "ema/")
+PAIR = ("error", "condition")
 CLOSE = 1e-9  # relative, between two computations of a truth; measured between 1 and 2 threads: 3e-16
 
 
@@ -78,8 +79,12 @@ def write(truth: Truth, path: Path, golden: Golden):
     """A reduced copy of a truth file."""
     kept = {str(tap) for tap in {tap.scope: tap for tap in taps(truth.config)}.values()}  # what each scope ends with
     gradients = {key: found for key, found in truth.facts.errors["gradients"].items() if not key.startswith(STEPS)}
-    training = truth.facts.errors["training"]
-    errors = {"gradients": gradients, "trajectory": truth.facts.errors["trajectory"], "training": training}
+    training = dict(reduced((key, truth[key]) for key in truth.facts.errors["training"]))
+    errors = {
+        "gradients": gradients,
+        "trajectory": truth.facts.errors["trajectory"],
+        "training": largest(truth, training),
+    }
     with TruthWriter(path) as file:
         for case in (f"seed{seed}" for seed in PLAN.seeds):
             found = truth.facts.errors[case]
@@ -93,12 +98,20 @@ def write(truth: Truth, path: Path, golden: Golden):
         for key in gradients:
             if key != "loss":
                 file[key] = projection(key.removeprefix("gradient/"), truth[key])
-        for key in training:
-            of_parameter = key.count("/") > 1
-            file[key] = projection(key, truth[key]) if of_parameter else truth[key]
+        for key, value in training.items():
+            file[key] = value
         snapshot = {**truth.facts.snapshot, "sha256": None}  # the file's, which is made anew every time
         facts = dataclasses.replace(truth.facts, golden=golden, errors=errors, amplification={}, snapshot=snapshot)
         file.finish(facts)
+
+
+def largest(truth: Truth, keys):
+    """Of all parameters, the largest error and condition number of each part of the training."""
+    found = truth.facts.errors["training"].items()
+    return {
+        key: {each: max(pair[each] for name, pair in found if f"{name}/".startswith(f"{key}/")) for each in PAIR}
+        for key in keys
+    }
 
 
 def compare(old: Path, new: Path):

@@ -73,8 +73,11 @@ def of_the_rest(
             yield f"{TRAINING}/{name}", DOUBLE, (plan.updates,)
         yield f"{TRAINING}/images", DOUBLE, ()
         for part in (NET, *MOMENTS, *map(average_part, training.stds)):
+            if reduced:
+                yield f"{TRAINING}/{part}", DOUBLE, PROJECTED
+                continue
             for name, shape in trained(config).items():
-                yield (f"{TRAINING}/{part}/{name}", *((DOUBLE, PROJECTED) if reduced else (SINGLE, shape)))
+                yield f"{TRAINING}/{part}/{name}", SINGLE, shape
 
 
 def of_pictures(config: EDM2Config, plan: Plan) -> dict[str, tuple[str, Shape]]:

@@ -24,6 +24,7 @@ import json
 import re
 import stat
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -262,6 +263,19 @@ def check_room(plan: Plan, config: EDM2Config):
     each = len(shapes.tap_shapes(config, 1)) + len(shapes.of_a_case(config, 1))
     if "forward" in plan.checks and each * len(plan.seeds) + 3 * len(shapes.trained(config)) > MOST_MEMBERS:
         raise TruthError(f"{len(plan.seeds):,} seeds have more taps than a truth file may hold: ask for fewer --seeds")
+
+
+def reduced(training: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """What a golden has of what a training gives: of each part, all parameters in the order of their names as one."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in training:
+        part, _, name = key.rpartition("/")
+        if part.count("/"):
+            parts.setdefault(part, {})[name] = value
+        else:
+            yield key, value
+    for part, values in parts.items():
+        yield part, projection(part, np.concatenate([np.ravel(values[name]) for name in sorted(values)]))
 
 
 def projection(name: str, value: np.ndarray) -> np.ndarray:

@@ -289,6 +289,35 @@ def test_every_kind_of_file_on_either_side(tmp_path):
     assert run("--truth", truth, "--checkpoint", kinds["state"], "--weights", "net").returncode == 1
 
 
+def test_training_goes_on_from_one_state(tmp_path):
+    """The whole state, parameters, moments and averages, of a .pt and of what was made of it; and one moment is off."""
+    state = Trained().steps(2).save(tmp_path / "training-state-0000002.pt")
+    write_snapshot(tmp_path / "config.pkl", network(TINY))
+    truth, checks = tmp_path / "truth.npz", ("--checks", "training", "--updates", "2")
+    of_net = ("--weights", "net")
+    done = run(state, "--save-truth", truth, *checks, *of_net, "--config-from", tmp_path / "config.pkl")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    with open_weights(state, config_from=str(tmp_path / "config.pkl")) as weights:
+        convert(weights, tmp_path / "state", format="orbax")
+    done = run("--truth", truth, "--checkpoint", tmp_path / "state", *of_net, "--json")
+    assert done.returncode == 0, done
+    record = json.loads(done.stdout)
+    assert record["headline"].endswith("checked: training; not checked: parameters, forward, gradients, trajectory")
+    found = {m["name"]: m for m in record["measurements"]["training"]}
+    assert len(found) == 4 + 5 * sum(name.startswith("nu/") for name in found)
+    assert max(m["error"] for m in found.values()) < 2e-5  # measured: 2e-6
+    stored = jax_edm2.load_training_state(tmp_path / "state")
+    layer = stored.mu["unet"]["enc_8x8_block0"]["conv_res0"]
+    layer["mpconv_weight"] = layer["mpconv_weight"] * 1.001
+    jax_edm2.save_training_state(tmp_path / "other", stored)
+    done = run("--truth", truth, "--checkpoint", tmp_path / "other", *of_net, "--json")
+    assert done.returncode == 1, done
+    failed = [m["name"] for m in json.loads(done.stdout)["measurements"]["training"] if not m["agrees"]]
+    assert "mu/unet.enc.8x8_block0.conv_res0.weight" in failed
+    averages = run("--truth", truth, "--checkpoint", tmp_path / "state", "--weights", "ema-0.100")
+    assert averages.returncode == 1, averages
+
+
 def test_what_is_assumed_of_a_network_is_said(tmp_path):
     """Both sides assume it alike: a verdict is no evidence for it."""
     wide = {key: value for key, value in TINY.items() if key != "channels_per_head"} | {"model_channels": 64}

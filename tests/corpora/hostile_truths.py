@@ -186,7 +186,7 @@ text("keys of no meaning", "not of members and facts", sealed(b'{"a": 1, "\\u001
 text("no facts", "the facts must be an object", sealed(b'{"members": {}, "facts": []}'))
 text("no members", "for a table of members", sealed(b'{"members": 3, "facts": {}}'))
 file(
-    "schema 1 as it was made", "has schema 'edm2-truth/2', not 'edm2-truth/3'; make it again with --save-truth",
+    "schema 1 as it was made", "has schema 'edm2-truth/1', not 'edm2-truth/3'; make it again with --save-truth",
     lambda: archive([(MEMBER, b'{"schema": "edm2-truth/1", "plan": {}}')], (MEMBER,), zip64=False),
 )  # fmt: skip
 
@@ -276,7 +276,7 @@ fact("a plan of another batch", "which should be <f8", "plan", "batch", 3)
 fact("a plan of more steps", "which should be <f8", "plan", "steps", 3)
 fact("a plan of more seeds", "lacks the array 'seed1", "plan", "seeds", [0, 1])
 fact("a plan of another seed", "lacks the array 'seed1", "plan", "seeds", [1])
-fact("a plan of fewer checks", "of no use", "plan", "checks", ["parameters"])
+fact("a plan of fewer checks", "has a training, and a plan without one", "plan", "checks", ["parameters"])
 fact("a config of 2^14 pixels", "is too large for a network of", "config", "img_resolution", 2**14)
 fact("a config of 2^20 labels", "must have the shape", "config", "label_dim", 2**20)
 fact("a config of 1,000 blocks", "at most 1,000 are supported", "config", "num_blocks", 1000)

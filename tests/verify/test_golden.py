@@ -105,7 +105,7 @@ def test_edm2_verify_golden(tmp_path):
     report = json.loads((tmp_path / "report" / "goldens.json").read_text())
     assert (report["schema"], report["verdict"], report["exit_code"]) == ("edm2-golden/1", "agrees", 0)
     assert set(report["reports"]) == {"one level", "balances"}
-    assert len(report["checks"]) == 8
+    assert len(report["checks"]) == 10
     assert all(check["error"] <= check["limit"] <= MARGIN * 1e-5 for check in report["checks"])
     page = (tmp_path / "report" / "index.html").read_text()
     for network in report["reports"]:

@@ -17,7 +17,7 @@ from jax_edm2.converter.verify.golden.check import find_goldens
 from jax_edm2.converter.verify.truth import MOST_BYTES, MOST_VALUES, Truth, TruthError, TruthWriter, _Record
 from jax_edm2.messages import one_line
 from tests.corpora.hostile_truths import BALANCES, BY_COMMAND, GOLDENS, TRUTHS
-from tests.support.truths import PLAN, SMALL, Parts, sealed, values
+from tests.support.truths import PLAN, SMALL, Parts, sealed, training_of, values
 from tests.support.truths import arrays as arrays_of
 from tests.support.truths import facts as facts_of
 from tests.surveys import hostile
@@ -137,7 +137,11 @@ def test_archives_beyond_4_gb(limit, tmp_path, monkeypatch):
 
 
 def facts_of_small(**changed):
-    return Facts(**copy.deepcopy(facts_of(SMALL, PLAN)) | {"plan": PLAN, "config": SMALL} | changed)
+    return Facts(
+        **copy.deepcopy(facts_of(SMALL, PLAN))
+        | {"plan": PLAN, "config": SMALL, "training": training_of(PLAN)}
+        | changed
+    )
 
 
 def test_what_would_be_refused_is_not_written(tmp_path):

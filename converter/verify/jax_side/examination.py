@@ -25,7 +25,7 @@ from ..metrics import Difference, difference, gradient_norm, psnr, training_norm
 from ..outcome import Findings, Progress
 from ..shapes import SAMPLE, TRAINING, trained
 from ..taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
-from ..truth import Truth, projection
+from ..truth import Truth, projection, reduced
 from ..verdict import Tolerance, judge
 from .candidate import Candidate
 from .parameters import compare_parameters
@@ -86,6 +86,10 @@ class _Examination(ABC):
         """Measure what a training step makes of a parameter."""
 
     @abstractmethod
+    def of_training(self, run: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+        """What the truth has of that which a training gives."""
+
+    @abstractmethod
     def states(self) -> list[np.ndarray]:
         """The states of the trajectory."""
 
@@ -128,12 +132,10 @@ class _Examination(ABC):
         about, names = self.truth.facts.training, trained(self.config)
         assert about is not None
         variables = raised(self.candidate.variables)
-        for key, value in run_training(self.candidate.net, variables, self.candidate.start, about, self.plan):
-            torch = self.errors["training"][key]
-            exact = self.truth[key]
-            name = key.removeprefix(f"{TRAINING}/")
-            norm = training_norm(key, names, self.truth)
-            found = difference(np.asarray(self.kept(key, value) if name.count("/") else value), exact, norm)
+        run = run_training(self.candidate.net, variables, self.candidate.start, about, self.plan)
+        for key, value in self.of_training(run):
+            torch, norm = self.errors["training"][key], training_norm(key, names, self.truth)
+            found, name = difference(value, self.truth[key], norm), key.removeprefix(f"{TRAINING}/")
             measured = judge("training", "", name, found, torch["error"], self.tolerance, torch["condition"])
             self.findings.training.append(measured)
 
@@ -243,6 +245,9 @@ class Examination(_Examination):
         for key, value in ((f"step/{name}", new), (f"ema/{name}", average)):
             self.judge_gradient("step", key, key, value)
 
+    def of_training(self, run: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+        return run
+
     def states(self) -> list[np.ndarray]:
         return self.candidate.trajectory(self.plan, progress=self.progress)
 
@@ -269,6 +274,9 @@ class GoldenExamination(_Examination):
 
     def step(self, name: str, parameter: Any, gradient: Any):
         """A golden has no training step."""
+
+    def of_training(self, run: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+        return reduced(run)
 
     def states(self) -> list[np.ndarray]:
         compiled = frozenset(self.errors[f"seed{self.plan.seeds[0]}"]["accumulated"])
