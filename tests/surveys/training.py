@@ -134,7 +134,9 @@ def nvlabs(
         "dataset_kwargs": {"class_name": "training.dataset.ImageFolderDataset", "path": str(data), "use_labels": True},
         "encoder_kwargs": {"class_name": "training.encoders.StandardRGBEncoder"},
         "network_kwargs": {"class_name": "training.networks_edm2.Precond", **kwargs, "use_fp16": False},
-        "loss_kwargs": {"class_name": "training.training_loop.EDM2Loss", "P_mean": RECIPE.P_mean, "P_std": RECIPE.P_std},
+        "loss_kwargs": {
+            "class_name": "training.training_loop.EDM2Loss", "P_mean": RECIPE.P_mean, "P_std": RECIPE.P_std,
+        },
         "lr_kwargs": {
             "func_name": "training.training_loop.learning_rate_schedule",
             "ref_lr": RECIPE.learning_rate, "ref_batches": RECIPE.decay_batches, "rampup_Mimg": 0,
@@ -177,9 +179,8 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.surveys.training", description=__doc__.splitlines()[0])
     parser.add_argument("--nvlabs", type=Path, help="a clone of NVlabs/edm2, whose own loop is run, on the CPU")
     args = parser.parse_args()
-    print(
-        "| beside | steps | part | JAX from PyTorch | control | largest of three | ratio | JAX from float64 | PyTorch from float64 |"
-    )
+    head = "beside | steps | part | JAX from PyTorch | control | largest of three | ratio"
+    print(f"| {head} | JAX from float64 | PyTorch from float64 |")
     print("|---|---|---|---|---|---|---|---|---|")
     data = of_digits(max(KEPT))
     weights = {name: value.numpy() for name, value in network(NETWORK).state_dict().items()}
