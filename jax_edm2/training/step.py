@@ -20,6 +20,11 @@ from jax_edm2.training.recipe import Recipe
 from jax_edm2.training_state import TrainingState
 
 
+# Parts that a CPU computes without a loop: XLA there makes slow loops of its own of the convolutions of derivatives that
+# are in a loop (2026, jaxlib 0.10: twenty times slower), and every part takes as long to compile as the whole.
+UNROLLED = 8
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["variables", "optimizer", "averages", "images"], meta_fields=[])
 @dataclass(frozen=True)
 class State:
@@ -105,6 +110,16 @@ def to_training_state(state: State, record: Record, recipe: Recipe, *, seconds: 
     )
 
 
+def _unrolled(add: Any, total: Any, each: Any) -> tuple[Any, jax.Array]:
+    """What `jax.lax.scan` gives, without a loop, one part after the other."""
+    found = []
+    for number in range(len(each[0])):
+        part, total = jax.lax.optimization_barrier((jax.tree_util.tree_map(lambda x, i=number: x[i], each), total))
+        total, losses = add(total, part)
+        found.append(losses)
+    return total, jnp.stack(found)
+
+
 def adam_of(state: State) -> optax.ScaleByAdamState:
     """Its count, mu and nu. Raises: ValueError for an optimiser that has not one Adam in it."""
     found = [leaf for leaf in jax.tree_util.tree_leaves(state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
@@ -174,7 +189,10 @@ def train_step(
             return jax.tree_util.tree_map(jnp.add, total, gradient), losses
 
         nothing = jax.tree_util.tree_map(jnp.zeros_like, variables["params"])
-        gradient, losses = jax.lax.scan(add, nothing, (*each, dropouts))
+        scan = partial(jax.lax.scan, add)
+        if parts <= UNROLLED:
+            scan = partial(jax.lax.platform_dependent, cpu=partial(_unrolled, add), default=scan)
+        gradient, losses = scan(nothing, (*each, dropouts))
         losses = losses.swapaxes(0, 1).reshape(count)
 
     before = state.images.astype(jnp.float32)
