@@ -19,9 +19,8 @@ from jax_edm2.training.loss import denoising_loss, project_to_sphere, sigma_of
 from jax_edm2.training.recipe import Recipe
 from jax_edm2.training_state import TrainingState
 
-
-# Parts that a CPU computes without a loop: XLA there makes slow loops of its own of the convolutions of derivatives that
-# are in a loop (2026, jaxlib 0.10: twenty times slower), and every part takes as long to compile as the whole.
+# Parts that a CPU computes without a loop: in one, XLA there has no fast convolutions for derivatives (jaxlib 0.10:
+# twenty times slower). Every part takes as long to compile as the whole.
 UNROLLED = 8
 
 

@@ -127,9 +127,8 @@ def memory(args):
 
     from jax_edm2.training import data_mesh, fully_sharded, replicated
 
-    print(
-        "| network | batch | parts | devices | state | remat | state, GB | besides, GB |\n|---|---|---|---|---|---|---|---|"
-    )
+    head = "network | batch | parts | devices | state | remat | state, GB | besides, GB"
+    print(f"| {head} |\n|{'---|' * 8}")
     mesh = data_mesh()
     for count in args.batches:
         for place in (replicated, fully_sharded)[: 1 + (args.devices > 1)]:
