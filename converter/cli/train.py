@@ -301,10 +301,16 @@ def _dry_run(request: TrainRequest, compile_for: str | None, json_: bool) -> int
 def _compile(plan: "Plan", target: str) -> int:
     from ..verify.compiling.estimate import estimate
     from ..verify.compiling.job import TRAINING, Job
+    from ..verify.compiling.targets import Target
     from ..verify.report import compiled
 
-    precision = plan.dtype(target.partition(":")[0])
-    found = estimate(Job(target, plan.config, plan.recipe.batch_size, precision, (TRAINING,)))
+    precision, request = plan.dtype(target.partition(":")[0]), plan.request
+    parts = plan.parts(Target.parse(target).chips)
+    job = Job(
+        target, plan.config, plan.recipe.batch_size, precision, (TRAINING,),
+        parts=parts, remat=request.remat, fsdp=request.fsdp,
+    )  # fmt: skip
+    found = estimate(job)
     for line in compiled.terminal(found):
         say(line)
     return 0 if all(each.error is None and each.fits for each in found) else 1

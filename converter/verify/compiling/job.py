@@ -13,7 +13,10 @@ PROGRAMS = (DENOISER, SAMPLER, DECODER, TRAINING)
 
 @dataclass(frozen=True)
 class Job:
-    """batch: images at once on all chips together. steps: of the sampler."""
+    """batch: images at once on all chips together. steps: of the sampler.
+
+    Of the training: parts that a batch is computed in, and remat and fsdp as edm2-train has them.
+    """
 
     target: str
     config: EDM2Config
@@ -21,6 +24,9 @@ class Job:
     precision: str
     programs: tuple[str, ...] = (DENOISER,)
     steps: int = 32
+    parts: int = 1
+    remat: bool = False
+    fsdp: bool = False
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "config": self.config.to_json()})

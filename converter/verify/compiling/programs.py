@@ -13,7 +13,7 @@ from jax_edm2.folding import fold
 from jax_edm2.network import Precond
 from jax_edm2.sampling import sample
 from jax_edm2.settings import Settings
-from jax_edm2.training import Recipe, begin, make_optimizer, train_step
+from jax_edm2.training import Recipe, begin, fully_sharded, make_optimizer, replicated, train_step
 from jax_edm2.vae import VAEConfig, VAEDecoder
 
 from ..jax_side.precision import jax_dtype
@@ -29,7 +29,7 @@ class Program(NamedTuple):
 
 
 def programs(job: Job, platform: str, mesh: Mesh) -> dict[str, Callable[[], Program]]:
-    """By name, what makes each. Images are split over the mesh, weights are on every chip."""
+    """By name, what makes each. Images are split over the mesh, weights are on every chip, but for --fsdp."""
     config, dtype = job.config, jax_dtype(job.precision)
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
 
@@ -77,12 +77,15 @@ def programs(job: Job, platform: str, mesh: Mesh) -> dict[str, Callable[[], Prog
 
     def training() -> Program:
         recipe = Recipe(batch_size=job.batch)
-        optimizer = make_optimizer(recipe)
-        state = placed(jax.eval_shape(lambda variables: begin(variables, optimizer, recipe), stored))
+        optimizer, net = make_optimizer(recipe), Precond(config, dtype, remat=job.remat)
+        state = jax.eval_shape(lambda variables: begin(variables, optimizer, recipe), stored)
+        where = (fully_sharded if job.fsdp else replicated)(state, mesh)
+        state = jax.tree_util.tree_map(lambda leaf, where: shape(leaf.shape, leaf.dtype, where), state, where)
         key = jax.eval_shape(lambda: jax.random.key(0))
 
         def step(state, images, labels, key):
-            return train_step(net, optimizer, recipe, state, images, labels, key)
+            state, shown = train_step(net, optimizer, recipe, state, images, labels, key, parts=job.parts)
+            return jax.lax.with_sharding_constraint(state, where), shown
 
         return Program(step, (state, images, labels, key), (0,))
 
