@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators kills meshes sampling golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators trainings kills meshes sampling golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ readme: $(READY)  ## every command in README and docs/, and the output that they
 docs: $(READY)  ## the reference of all public names, in site/
 	$(BIN)/python docs/reference.py site
 
-faults: $(READY)  ## 137 faults made on purpose, and what edm2-verify says to each
+faults: $(READY)  ## 173 faults made on purpose, and what edm2-verify says to each
 	$(BIN)/python -m tests.corpora.faults $(ARGS)
 
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
@@ -53,6 +53,9 @@ fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), tr
 
 accelerators: $(COMPILERS)/.ready  ## every size compiled for TPUs and GPUs that are not here, in an environment of their compilers
 	$(COMPILERS)/bin/python -m tests.surveys.accelerators $(ARGS)
+
+trainings: $(READY)  ## training in JAX beside torch_ref, and NVlabs' own loop: make trainings ARGS="--nvlabs DIR"
+	$(BIN)/python -m tests.surveys.training $(ARGS)
 
 kills: $(READY)  ## trainings that are killed 50 times at random moments, and what comes of them in the end
 	$(BIN)/python -m tests.surveys.kills $(ARGS)
@@ -92,6 +95,9 @@ bench-states: $(READY)  ## a training state of S size, there and back, beside cp
 
 bench-phema: $(READY)  ## edm2-phema on 16 XS-size snapshots beside cat: make bench-phema ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.bench.phema $(ARGS)
+
+bench-training: $(READY)  ## a step of training beside torch_ref's, and its memory: make bench-training ARGS="--memory edm2-img512-s"
+	$(BIN)/python -m tests.bench.training $(ARGS)
 
 bench-download: $(READY)  ## a download from loopback beside curl and sha256sum
 	$(BIN)/python -m tests.bench.download $(ARGS)

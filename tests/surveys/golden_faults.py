@@ -14,7 +14,7 @@ from jax_edm2.converter.verify.truth import Truth
 from tests.corpora.faults import FAULTS, Fault, edited
 
 ORDER = ("one-level", "options", "plain", "unconditional", "balances", "three-levels", "digits")
-CHECKS = ("forward", "trajectory", "gradients")
+CHECKS = ("forward", "trajectory", "gradients", "training")
 SILENT = {"a tap removed"}  # changes no number
 
 
