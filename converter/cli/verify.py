@@ -132,7 +132,7 @@ class Names(click.ParamType):
     type=Names(CHECKS),
     default=",".join(Plan().checks),
     show_default=True,
-    help="And training (a few steps of the optimiser, in 50 bytes of memory for each parameter) and throughput; or "
+    help="And training (a few steps of the optimiser, in 48 bytes of memory for each parameter) and throughput; or "
     "all. Of the largest networks, gradients and training need all weights in memory at once.",
 )
 @click.option(

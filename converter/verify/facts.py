@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from jax_edm2.config import ConfigError, EDM2Config
-from jax_edm2.ema import LONGEST as LONGEST_STD
+from jax_edm2.ema import LONGEST, SHORTEST
 from jax_edm2.messages import brief
 from jax_edm2.state_layout import average_part
 
@@ -35,7 +35,7 @@ from .cases import Plan, PlanError, Training
 from .facts_computed import Arrays, amplification_of, check_arrays, errors_of
 from .facts_values import (
     LARGEST_GRADIENT,
-    LONGEST,
+    LONGEST_TEXT,
     FactsError,
     details,
     digest,
@@ -98,7 +98,7 @@ def as_json(value: Any) -> Any:
         return [as_json(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value[:LONGEST] if isinstance(value, str) else value
+    return value[:LONGEST_TEXT] if isinstance(value, str) else value
 
 
 FACTS = tuple(field.name for field in fields(Facts) if field.name != "golden")
@@ -201,15 +201,14 @@ def _training(found: Any, plan: Plan) -> Training | None:
         if type(found[name]) is not int or not 0 <= found[name] <= most:
             raise FactsError(f"training must have {name} from 0 to {most:,}, not {brief(found[name])}")
     stds = found["stds"]
-    if (
-        not isinstance(stds, list)
-        or len(stds) > MOST_STDS
-        or not all(type(s) is float and 0 < s < LONGEST_STD for s in stds)
-    ):
+    good = isinstance(stds, list) and len(stds) <= MOST_STDS
+    if not good or not all(type(std) is float and SHORTEST <= std <= LONGEST for std in stds):
         raise FactsError(f"training must have stds of averages, not {brief(stds)}")
     if len({average_part(std) for std in stds}) < len(stds):
         raise FactsError("training must have different stds")
-    eps = number(found["eps"], "the training's eps")
+    eps = number(found["eps"], "the training's eps", LARGEST_GRADIENT)
+    if not 0 < eps < LARGEST_GRADIENT:
+        raise FactsError(f"training must have an eps above 0, not {brief(found['eps'])}")
     return Training(found["images"], found["steps"], tuple(stds), eps)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jax_edm2.messages import brief
 
 NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")
-LONGEST = 1000  # characters of a text
+LONGEST_TEXT = 1000  # characters of a text
 MOST_DETAILS = 100  # values of what is only told, as versions and switches
 LARGEST, LARGEST_GRADIENT = 1e150, 1e18  # of numbers, whose squares are numbers too, in float64 and in float32
 
@@ -43,8 +43,8 @@ def numbers(found: dict[str, Any], where: str, most: float = LARGEST) -> dict[st
 
 
 def text(value: Any, where: str):
-    if not isinstance(value, str) or len(value) > LONGEST:
-        raise FactsError(f"{where} must be a text of at most {LONGEST:,} characters, not {brief(value)}")
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise FactsError(f"{where} must be a text of at most {LONGEST_TEXT:,} characters, not {brief(value)}")
 
 
 def digest(value: Any, where: str):

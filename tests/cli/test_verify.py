@@ -314,8 +314,8 @@ def test_training_goes_on_from_one_state(tmp_path):
     assert done.returncode == 1, done
     failed = [m["name"] for m in json.loads(done.stdout)["measurements"]["training"] if not m["agrees"]]
     assert "mu/unet.enc.8x8_block0.conv_res0.weight" in failed
-    averages = run("--truth", truth, "--checkpoint", tmp_path / "state", "--weights", "ema-0.100")
-    assert averages.returncode == 1, averages
+    average = ("--truth", truth, "--checkpoint", tmp_path / "state", "--weights", "ema-0.100")
+    fails(*average, text="its training goes on from a training state: give that, with --weights net")
 
 
 def test_what_is_assumed_of_a_network_is_said(tmp_path):

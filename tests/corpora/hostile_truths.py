@@ -330,6 +330,9 @@ fact("a training of 10,000 stds", "training must have stds", "training", "stds",
 fact("a training of equal stds", "training must have different stds", "training", "stds", [0.05, 0.0500001])
 fact("a training of other stds", "lacks the array 'training/ema-0.200", "training", "stds", [0.05, 0.2])
 fact("a training of eps below 0", "must not be below 0", "training", "eps", -1.0)
+fact("a training of eps 0", "must have an eps above 0", "training", "eps", 0)
+fact("a training of eps NaN", "must have an eps above 0", "training", "eps", "NaN")
+fact("a training of a std of 10^-12", "training must have stds", "training", "stds", [1e-12])
 parts(
     "a training of a plan without",
     "has a training, and a plan without one",

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from jax_edm2.ema import update_average
 from jax_edm2.settings import noise_levels
+from jax_edm2.state_layout import NET
 from jax_edm2.training import project_to_sphere
 from jax_edm2.twofold import Twofold
 
@@ -23,6 +24,7 @@ from ...weights import Weights
 from ..cases import STEP, Case, make_case
 from ..metrics import Difference, difference, gradient_norm, psnr, training_norm
 from ..outcome import Findings, Progress
+from ..request import VerifyError
 from ..shapes import SAMPLE, TRAINING, trained
 from ..taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from ..truth import Truth, projection, reduced
@@ -131,8 +133,13 @@ class _Examination(ABC):
     def training(self):
         about, names = self.truth.facts.training, trained(self.config)
         assert about is not None
+        start = self.candidate.start if about.steps else None
+        if about.steps and start is None:
+            raise VerifyError(
+                f"{self.truth.path}: its training goes on from a training state: give that, with --weights {NET}"
+            )
         variables = raised(self.candidate.variables)
-        run = run_training(self.candidate.net, variables, self.candidate.start, about, self.plan)
+        run = run_training(self.candidate.net, variables, start, about, self.plan)
         for key, value in self.of_training(run):
             torch, norm = self.errors["training"][key], training_norm(key, names, self.truth)
             found, name = difference(value, self.truth[key], norm), key.removeprefix(f"{TRAINING}/")
