@@ -11,7 +11,14 @@ import pdoc
 
 import jax_edm2
 
-PACKAGES = ("jax_edm2", "jax_edm2.training", "jax_edm2.converter", "!jax_edm2.converter.cli", "jax_edm2.torch_ref")
+PACKAGES = (
+    "jax_edm2",
+    "jax_edm2.training",
+    "jax_edm2.evaluation",
+    "jax_edm2.converter",
+    "!jax_edm2.converter.cli",
+    "jax_edm2.torch_ref",
+)
 
 
 def main():
