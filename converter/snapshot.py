@@ -73,8 +73,8 @@ def read_snapshot(path: str | os.PathLike) -> Snapshot:
         raise
 
 
-def open_file(path: Path) -> int:
-    """The descriptor of a regular file. Raises: SnapshotError."""
+def open_file(path: Path, what: str = "a snapshot (.pkl)") -> int:
+    """The descriptor of a regular file. what: that it should be. Raises: SnapshotError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def open_file(path: Path) -> int:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-        raise SnapshotError(f"{path}: is {kind}; give the path of a snapshot (.pkl)")
+        raise SnapshotError(f"{path}: is {kind}; give the path of {what}")
     return descriptor
 
 
