@@ -23,15 +23,14 @@ from .errors import ConverterError
 from .formats import numpy_pickle
 from .formats.file import File, PickleError
 from .formats.numpy_pickle import NDARRAY, ArrayRecord
-from .formats.pickle_reader import Global, Interpreter
-from .formats.pickle_writer import Call, Payload, PickleWriter
+from .formats.pickle_reader import Interpreter
+from .formats.pickle_writer import Call, PickleWriter
 from .snapshot import open_file
 
 FID = "fid"
 COUNT = "num_images"
 MOST_FEATURES, MOST_IMAGES, MOST_METRICS = 8192, 2**48, 16
 NPY_HEADER = 4096
-RECONSTRUCT = Global("numpy.core.multiarray", "_reconstruct")  # which every numpy knows
 
 
 class StatisticsError(ConverterError):
@@ -139,7 +138,4 @@ def _member(archive: zipfile.ZipFile, name: str, dimensions: int) -> np.ndarray:
 
 
 def _array(value: np.ndarray) -> Call:
-    data = np.ascontiguousarray(value, "<f8").tobytes()
-    dtype = Call(Global("numpy", "dtype"), ("f8", False, True), state=(3, "<", None, None, None, -1, -1, 0))
-    state = (1, value.shape, dtype, False, Payload(len(data), lambda: [data]))
-    return Call(RECONSTRUCT, (NDARRAY, (0,), b"b"), state=state)
+    return numpy_pickle.pickled("f8", value.shape, np.ascontiguousarray(value, "<f8").tobytes())

@@ -21,7 +21,7 @@ from jax_edm2.safetensors_checkpoint import write_at
 from jax_edm2.tensors import Hashes, Tensor, hashed, refuse_to_lose, stored_dtype
 
 from .errors import ConverterError
-from .formats.numpy_pickle import NDARRAY
+from .formats import numpy_pickle
 from .formats.nvlabs import EASY_DICT, MODULE_DICT, RECONSTRUCT
 from .formats.pickle_reader import Global
 from .formats.pickle_writer import Call, New, Payload, PickleWriter
@@ -174,11 +174,8 @@ def _loss(loss: Loss | None) -> Any:
 
 
 def _array(values: tuple[float, ...]) -> Any:
-    """A numpy array of float32, as numpy 1 and 2 pickle and read them."""
-    data = struct.pack(f"<{len(values)}f", *values)
-    dtype = Call(Global("numpy", "dtype"), ("f4", False, True), state=(3, "<", None, None, None, -1, -1, 0))
-    reconstruct = Global("numpy.core.multiarray", "_reconstruct")
-    return Call(reconstruct, (NDARRAY, (0,), b"b"), state=(1, (len(values),), dtype, False, data))
+    """A numpy array of float32."""
+    return numpy_pickle.pickled("f4", (len(values),), struct.pack(f"<{len(values)}f", *values))
 
 
 def write_like(

@@ -10,6 +10,7 @@ from jax_edm2.messages import brief
 
 from .file import ByteRange, File, PickleError
 from .pickle_reader import Global
+from .pickle_writer import Call
 from .torch_legacy import is_shape
 
 NDARRAY = Global("numpy", "ndarray")
@@ -101,6 +102,13 @@ def _check_array(array: ArrayRecord, order):
         raise PickleError("a numpy array has a malformed shape or is not C-ordered")
     if math.prod(array.shape) * int(array.dtype.code[1:]) != array.data.length:
         raise PickleError(f"a numpy array of shape {list(array.shape)} does not fit its {array.data.length} bytes")
+
+
+def pickled(code: str, shape: tuple[int, ...], data: bytes) -> Call:
+    """A little-endian, C-ordered array as it is written, and as numpy 1 and 2 read it. code: f4, f8, ..."""
+    dtype = Call(Global("numpy", "dtype"), (code, False, True), state=(3, "<", None, None, None, -1, -1, 0))
+    reconstruct = Global("numpy.core.multiarray", "_reconstruct")
+    return Call(reconstruct, (NDARRAY, (0,), b"b"), state=(1, shape, dtype, False, data))
 
 
 # numpy's kinds and sizes, in the letters of `struct`.

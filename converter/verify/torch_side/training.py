@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from jax_edm2.state_layout import MOMENTS, NET, average_part
+from jax_edm2.state_layout import NET, average_part
 from jax_edm2.torch_ref.training import learning_rate, power_function_exponent
 
 from ...names import jax_path
+from ...training_state import KEYS
 from ...weights import Weights
 from .. import cases
 from ..cases import make_batch
@@ -23,7 +24,6 @@ from .loss import losses, normalise, with_gradients
 from .session import Session, as_numpy
 
 Keep = Callable[[str, np.ndarray], None]
-KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))  # torch's names of Adam's moments
 
 
 class Training:
