@@ -33,7 +33,7 @@ docs: $(READY)  ## the reference of all public names, in site/
 	$(BIN)/python docs/reference.py site
 
 faults: $(READY)  ## 173 faults made on purpose, and what edm2-verify says to each
-	$(BIN)/python -m tests.corpora.faults $(ARGS)
+	$(BIN)/python -m tests.surveys.faults $(ARGS)
 
 survey: $(READY)  ## edm2-verify on 200 correct random networks: it must agree with all
 	$(BIN)/python -m tests.surveys.verify $(ARGS)

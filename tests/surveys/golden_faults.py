@@ -11,7 +11,8 @@ import jax
 
 from jax_edm2.converter.verify.golden.check import FOLDER, check_golden, check_records
 from jax_edm2.converter.verify.truth import Truth
-from tests.corpora.faults import FAULTS, Fault, edited
+from tests.corpora.faults import FAULTS, Fault
+from tests.support.laboratory import edited
 
 ORDER = ("one-level", "options", "plain", "unconditional", "balances", "three-levels", "digits")
 CHECKS = ("forward", "trajectory", "gradients", "training")

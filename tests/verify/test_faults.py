@@ -6,7 +6,8 @@
 import pytest
 
 from jax_edm2.converter.processes import ROOT
-from tests.corpora.faults import ALL, FAULTS, TRAINING, Laboratory, checks_for, edited, found, is_found
+from tests.corpora.faults import FAULTS, TRAINING
+from tests.support.laboratory import ALL, Laboratory, checks_for, edited, found, is_found
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jax_edm2.converter.verify.report.html import html
 from jax_edm2.converter.verify.report.text import FED, markdown, terminal, to_json
-from tests.corpora.faults import NETWORK, Laboratory
+from tests.corpora.faults import NETWORK
+from tests.support.laboratory import Laboratory
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
