@@ -68,6 +68,21 @@ class Moments:
         both.total, both.outer = self.total + other.total, self.outer + other.outer
         return both
 
+    def packed(self) -> np.ndarray:
+        """All of it as one float64 array, of which `unpacked` makes the same."""
+        return np.concatenate([[self.count], self.total, self.outer.reshape(-1)])
+
+    @classmethod
+    def unpacked(cls, values: np.ndarray, size: int) -> "Moments":
+        """Raises: ValueError for what is not of moments of that size."""
+        values = np.asarray(values, np.float64)
+        if values.shape != (1 + size + size**2,) or not np.isfinite(values).all() or values[0] < 0 or values[0] % 1:
+            raise ValueError(f"these are no moments of {size} features")
+        found = cls(size)
+        found.count, found.total = int(values[0]), values[1 : 1 + size].copy()
+        found.outer = values[1 + size :].reshape(size, size).copy()
+        return found
+
     def statistics(self) -> Statistics:
         """Raises: ValueError for fewer than two features."""
         if self.count < 2:
