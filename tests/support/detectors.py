@@ -103,3 +103,44 @@ def torch_vit_features(vit: DINOv2, tensors: dict[str, np.ndarray], pictures: np
 
 def torch_resize_cubic(x: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
+
+
+class Node(torch.nn.Module):
+    """Tensors and modules by dotted names, as NVlabs' Inception has them."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        super().__init__()
+        inner: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                inner.setdefault(first, {})[rest] = value
+            elif first == "weight":
+                self.register_parameter(first, torch.nn.Parameter(value))
+            else:
+                self.register_buffer(first, value)
+        for name, part in inner.items():
+            self.add_module(name, Node(part))
+
+
+def as_nvlabs_has_it(tensors: dict[str, np.ndarray]) -> Node:
+    """A module of pytorch-fid's tensors under NVlabs' names."""
+    from jax_edm2.converter.detectors import NVLABS_NAMES
+
+    given = {name: np.array(tensors[ours]) for name, ours in NVLABS_NAMES.items() if ours in tensors}
+    return Node({name: torch.from_numpy(value) for name, value in given.items()})
+
+
+def write_nvlabs_pickle(path, module: torch.nn.Module):
+    """As stylegan3's code pickles a network: Node is a persistent class, of which the rest is torch's."""
+    from jax_edm2.torch_ref.snapshot import SnapshotPickler, _reconstruct_persistent_obj, container_modules
+
+    class Pickler(SnapshotPickler):
+        def reducer_override(self, obj):
+            if type(obj) is not Node:
+                return NotImplemented
+            meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": "Node"}
+            return _reconstruct_persistent_obj, ({**meta, "state": obj.__getstate__()},), None
+
+    with open(path, "wb") as file, container_modules():
+        Pickler(file, protocol=4).dump(module)
