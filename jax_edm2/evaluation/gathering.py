@@ -22,16 +22,21 @@ class Gathering:
         """batch: pictures per device. devices: of this process; all by default. Raises: ValueError."""
         if batch < 1 or not detectors:
             raise ValueError(f"a batch of {batch} for {len(detectors)} detectors gathers nothing")
-        self.moments = {each.metric: Moments(each.size) for each in detectors}
-        self.count = 0
+        self._sizes = {each.metric: each.size for each in detectors}
+        self.clear()
         mesh = Mesh(np.asarray(devices or jax.local_devices()), ("devices",))
         self._sharding = NamedSharding(mesh, PartitionSpec("devices"))
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._params = {each.metric: jax.device_put(each.params, everywhere) for each in detectors}
         self._size = batch * mesh.size
+        self._features = {each.metric: self._parallel(each, mesh) for each in detectors}
+
+    def clear(self):
+        """Begin anew, with no pictures; nothing is compiled again."""
+        self.moments = {metric: Moments(size) for metric, size in self._sizes.items()}
+        self.count = 0
         self._pending: list[np.ndarray] = []  # pictures that do not fill a batch yet
         self._running: tuple[int, dict[str, jax.Array]] | None = None
-        self._features = {each.metric: self._parallel(each, mesh) for each in detectors}
 
     def _parallel(self, detector: Detector, mesh: Mesh) -> Any:
         split, whole = PartitionSpec("devices"), PartitionSpec()

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import jax_edm2
+from jax_edm2.converter.drawing_request import resolve
 from jax_edm2.converter.errors import SampleError, UsageError
-from jax_edm2.converter.sample import sample
-from jax_edm2.converter.sample_request import SampleRequest, resolve
+from jax_edm2.converter.sample import SampleRequest, sample
 from jax_edm2.converter.sources import Fetching
 from jax_edm2.record import Sampler
 from jax_edm2.settings import Settings

@@ -1,6 +1,5 @@
 """The detectors of FID and FD-DINOv2 in PyTorch, as pytorch-fid and timm have them, with random weights."""
 
-import functools
 from unittest import mock
 
 import numpy as np
@@ -8,30 +7,20 @@ import torch
 import torch.nn.functional as F
 
 from jax_edm2.evaluation import DINOv2
+from tests.support import vision  # noqa: F401  before torchvision
+
+from pytorch_fid import inception as fid  # isort: skip
 
 TINY = DINOv2(width=32, depth=2, heads=2, trained=5, patches=3)
 
 
-@functools.cache
-def _pytorch_fid():
-    """pytorch_fid.inception. torchvision's operators are built for a torch with CUDA, and are not needed."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from pytorch_fid import inception
-
-    inception.__dict__["_kept"] = library  # what it defines is there as long as it is
-    return inception
-
-
 def torch_inception(seed: int = 0) -> torch.nn.Module:
     """pytorch-fid's network of FID, whose weights give activations of one size in every layer."""
-    code = _pytorch_fid()
     with (
-        mock.patch.object(code, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(fid, "load_state_dict_from_url", return_value={}),
         mock.patch.object(torch.nn.Module, "load_state_dict"),
     ):
-        network = code.fid_inception_v3().eval()
+        network = fid.fid_inception_v3().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in network.state_dict().items():
@@ -46,9 +35,8 @@ def torch_inception(seed: int = 0) -> torch.nn.Module:
 
 def torch_inception_features(network: torch.nn.Module, pictures: np.ndarray, dtype=torch.float64) -> np.ndarray:
     """Of uint8 [N, 3, H, W], resized as NVlabs' network does it: by a grid of points, moved by half of the pixels."""
-    code = _pytorch_fid()
-    with mock.patch.object(code, "fid_inception_v3", return_value=network):
-        blocks = code.InceptionV3().to(dtype).blocks
+    with mock.patch.object(fid, "fid_inception_v3", return_value=network):
+        blocks = fid.InceptionV3().to(dtype).blocks
     with torch.no_grad():
         x = (torch_resize_linear(torch.from_numpy(pictures).to(dtype)) - 128) / 128
         for block in blocks:
