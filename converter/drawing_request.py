@@ -55,8 +55,6 @@ class DrawRequest:
     fetching: Fetching = field(default_factory=Fetching)
 
     def __post_init__(self):
-        if self.preset is None and self.net is None:
-            raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
         self.settings(2.0)
 
     def settings(self, guidance: float, recorded: Sampler = DEFAULT) -> Settings:
@@ -101,6 +99,8 @@ def _networks(request: DrawRequest) -> tuple[Location, Location | None, float, S
 
     And what the checkpoint says of sampling.
     """
+    if request.preset is None and request.net is None:
+        raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
     guidance, recorded = request.guidance, DEFAULT
     location, preset = locate(None, request.preset) if request.preset is not None else (None, None)
     if request.net is not None or location is None:

@@ -8,7 +8,7 @@ import click
 from jax_edm2.settings import SAMPLERS, Churn, Settings
 
 from ..sources import Fetching
-from .options import source_options
+from .options import download_options, source_options
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
@@ -39,10 +39,12 @@ def _churn_option(name: str, kind: click.ParamType, what: str):
     return click.option(f"--{name.replace('_', '-')}", name, type=kind, default=default, show_default=True, help=what)
 
 
-_OPTIONS = (
+_NETWORK_OPTIONS = (
     click.option("--net", metavar="PATH|URL", help="Network: a converted checkpoint, or a snapshot (.pkl) or its URL."),
     click.option("--gnet", metavar="PATH|URL", help="Guiding network.  [default: the preset's, or the checkpoint's]"),
     click.option("--guidance", type=float, help="Its strength; 1 is no guidance.  [default: likewise]"),
+)
+_SAMPLER_OPTIONS = (
     click.option("--guidance-interval", type=Interval(), help="Guide at these noise levels only: above LO, up to HI."),
     click.option(
         "--unconditional-guide",
@@ -114,18 +116,26 @@ _OPTIONS = (
 
 def drawing_options(command: Callable) -> Callable:
     """Adds what `drawn_by` takes from a command's options."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_NETWORK_OPTIONS, *_SAMPLER_OPTIONS)):
         command = option(command)
     return source_options(command)
+
+
+def sampler_options(command: Callable) -> Callable:
+    """Likewise, of a command that finds its networks in another way."""
+    for option in reversed(_SAMPLER_OPTIONS):
+        command = option(command)
+    return download_options(command)
 
 
 def drawn_by(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `DrawRequest`, taken out of a command's options."""
     churn = Churn(*(options.pop(name) for name in ("S_churn", "S_min", "S_max", "S_noise")))
-    fetching = Fetching(*(options.pop(name) for name in ("sha256", "cache_dir", "offline", "timeout")))
+    sha256 = options.pop("sha256", None)
+    fetching = Fetching(sha256, *(options.pop(name) for name in ("cache_dir", "offline", "timeout")))
     same = (
         "preset", "net", "gnet", "guidance", "unconditional", "class_idx", "batch", "num_steps", "sigma_min",
         "sigma_max", "rho", "sampler", "rng", "precision", "nvlabs_rounding", "vae", "vae_batch",
     )  # fmt: skip
-    found = {name: options.pop(name) for name in same}
+    found = {name: options.pop(name) for name in same if name in options}
     return {**found, "interval": options.pop("guidance_interval"), "churn": churn, "fetching": fetching}

@@ -93,7 +93,7 @@ class SweepRequest:
     """The metrics of averages of every length in `outstd`, with every guidance weight.
 
     indir, outkimg: the training's snapshots, as in `PhemaRequest`. outdir: for averages, progress, results and plot.
-    draw: how to sample; its `net` and `guidance` are what is swept. guidance: weights; 1 is none.
+    draw: how to sample, and the guide; its `net` and `guidance` are what is swept. guidance: weights; 1 is none.
     """
 
     indir: Path

@@ -24,6 +24,7 @@ from jax_edm2.training.dataset import DatasetError, ImageDataset
 
 from ..drawing import Prepared, prepare
 from ..drawing_request import resolve
+from ..errors import UsageError
 from ..feature_statistics import write_statistics
 from ..phema import PhemaRequest, reconstruct
 from .measuring import Measuring, Reference, Watch, chosen, distances, find_reference
@@ -34,7 +35,7 @@ AT_ONCE = 64  # pictures that are read together
 
 @dataclass(frozen=True)
 class Result:
-    """Of one set of pictures. pictures: what they are. seconds: that it took; few where it was done before."""
+    """Of one set of pictures. pictures: what they are. seconds: that their features took; few where that was before."""
 
     pictures: dict[str, Any]
     scores: dict[str, Distance]
@@ -86,8 +87,8 @@ def calc(request: CalcRequest, watch: Watch | None = None) -> Report:
     pictures = {"images": str(request.images), "seed": request.seed}
     began = time.perf_counter()
     found = _of_dataset(measuring, dataset, {**pictures, "num": request.num}, request.workers, watch)
-    scores = distances(found, reference, watch.warn)
-    result = Result(pictures, scores, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    result = Result(pictures, distances(found, reference, watch.warn), seconds)
     return Report(request.num, [result], reference, measuring.to_json())
 
 
@@ -101,10 +102,10 @@ def reference(request: RefRequest, watch: Watch | None = None) -> dict[str, Any]
     asked = {"images": str(request.data), "seed": request.seed, "num": len(dataset)}
     began = time.perf_counter()
     found = _of_dataset(measuring, dataset, asked, request.workers, watch)
+    seconds = time.perf_counter() - began
     if jax.process_index() == 0:
         request.dest.parent.mkdir(parents=True, exist_ok=True)
         write_statistics(request.dest, found, overwrite=request.force)
-    seconds = time.perf_counter() - began
     return {"dest": str(request.dest), **asked, "seconds": seconds, "detectors": measuring.to_json()}
 
 
@@ -129,8 +130,8 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     from .plot import plot
 
     watch = watch or Watch()
-    if request.draw.net is not None or request.draw.guidance is not None:
-        raise MetricsError("a sweep has its networks from --indir, and its --guidance as a list")
+    if request.draw.gnet is None and any(weight != 1 for weight in request.guidance) and not request.draw.unconditional:
+        raise UsageError("--guidance needs a guiding network: --gnet, or --unconditional-guide")
     reference = find_reference(request.ref, request.detection.fetching)
     metrics = chosen(request.detection.metrics, reference, watch.warn)
     averages = request.outdir / "averages"
@@ -149,8 +150,9 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     with jax.default_matmul_precision("highest"):
         for weight in request.guidance:
             for std, path in zip(sorted(request.outstd), paths, strict=True):
-                draw = dataclasses.replace(request.draw, net=str(path), guidance=weight if weight != 1 else None,
-                                           gnet=request.draw.gnet if weight != 1 else None)  # fmt: skip
+                draw = dataclasses.replace(request.draw, net=str(path), guidance=weight)
+                if weight == 1:
+                    draw = dataclasses.replace(draw, gnet=None, unconditional=False, interval=None)
                 prepared = prepare(draw, resolve(draw), watch.warn)
                 results = _repeats(measuring, prepared, draw.batch, request, reference, watch, f"std {std:.3f}")
                 rows += [{"std": std, "guidance": weight, **each.to_json()} for each in results]
@@ -168,10 +170,8 @@ def _pictures(path: Path, num: int | None, seed: int) -> ImageDataset:
     """Raises: DatasetError, OSError."""
     dataset = ImageDataset(path, labels=False, most=num, seed=seed)
     if dataset.dtype != np.uint8 or dataset.shape[0] not in (1, 3):
-        what = (
-            "latents, which edm2-dataset decode makes pictures of" if dataset.dtype != np.uint8 else "no RGB pictures"
-        )
-        raise DatasetError(f"{path}: holds {what}: {dataset.dtype} {list(dataset.shape)}")
+        latents = "; edm2-dataset decode makes pictures of latents" if dataset.dtype != np.uint8 else ""
+        raise DatasetError(f"{path}: holds {dataset.dtype} {list(dataset.shape)}, and no RGB or grey pictures{latents}")
     if len(dataset) < 2:
         raise DatasetError(f"{path}: has one picture, and statistics are of two at least")
     return dataset
@@ -202,8 +202,8 @@ def _repeats(
         first = request.seed + repeat * request.num
         began = time.perf_counter()
         found = _of_network(measuring, prepared, range(first, first + request.num), batch, watch, what)
-        scores = distances(found, reference, watch.warn)
-        results.append(Result({"seed": first}, scores, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        results.append(Result({"seed": first}, distances(found, reference, watch.warn), seconds))
     return results
 
 

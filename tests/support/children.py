@@ -20,7 +20,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "jax_edm2.converter.downloads.download",
-        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "sample", "train", "verify")),
+        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "metrics", "sample", "train", "verify")),
         *(f"jax_edm2.{name}" for name in ("generation", "decoding", "converter.train.loop")),
         *("orbax.checkpoint", "tests.support.children"),
     ]
@@ -78,7 +78,28 @@ def train(data: str, outdir: str, images: int, devices: int, checkpoint: int):
     train(request(Path(data), Path(outdir), images, checkpoint=checkpoint))
 
 
+def reference(data: str, dest: str, resume: str, devices: int = 1, cluster: tuple[str, int, int] | None = None):
+    """Statistics of pictures with a tiny detector, as `edm2-metrics ref` makes them, saved after every batch.
+
+    cluster: where process 0 is, how many processes there are, and which this is.
+    """
+    import jax
+
+    from jax_edm2.converter.devices import Cluster, start
+    from jax_edm2.converter.metrics import measuring
+    from jax_edm2.converter.metrics.request import Detection, RefRequest
+    from jax_edm2.converter.metrics.run import reference
+    from tests.support.detectors import tiny_detector
+
+    measuring.find_detector = tiny_detector
+    jax.config.update("jax_num_cpu_devices", devices)
+    start("cpu", None if cluster is None else Cluster(*cluster))
+    detection = Detection(metrics=("fd_dinov2",), batch=8, resume=Path(resume), save_every=0)
+    reference(RefRequest(data=Path(data), dest=Path(dest), force=True, detection=detection))
+
+
 COMMANDS = {
+    "edm2-metrics": "jax_edm2.converter.cli.metrics",
     "edm2-train": "jax_edm2.converter.cli.train",
     "edm2-convert": "jax_edm2.converter.cli.convert",
     "edm2-phema": "jax_edm2.converter.cli.phema",
