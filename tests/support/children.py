@@ -78,7 +78,14 @@ def train(data: str, outdir: str, images: int, devices: int, checkpoint: int):
     train(request(Path(data), Path(outdir), images, checkpoint=checkpoint))
 
 
-def reference(data: str, dest: str, resume: str, devices: int = 1, cluster: tuple[str, int, int] | None = None):
+def reference(
+    data: str,
+    dest: str,
+    resume: str | None,
+    devices: int = 1,
+    cluster: tuple[str, int, int] | None = None,
+    batch: int = 8,
+):
     """Statistics of pictures with a tiny detector, as `edm2-metrics ref` makes them, saved after every batch.
 
     cluster: where process 0 is, how many processes there are, and which this is.
@@ -94,8 +101,19 @@ def reference(data: str, dest: str, resume: str, devices: int = 1, cluster: tupl
     measuring.find_detector = tiny_detector
     jax.config.update("jax_num_cpu_devices", devices)
     start("cpu", None if cluster is None else Cluster(*cluster))
-    detection = Detection(metrics=("fd_dinov2",), batch=8, resume=Path(resume), save_every=0)
+    folder = None if resume is None else Path(resume)
+    detection = Detection(metrics=("fd_dinov2",), batch=batch, resume=folder, save_every=0)
     reference(RefRequest(data=Path(data), dest=Path(dest), force=True, detection=detection))
+
+
+def peak_of_reference(data: str, dest: str, peak: str):
+    """Likewise; `peak` gets the MB that it took above the imports."""
+
+    import tests.support.detectors  # noqa: F401
+
+    before = _peak()
+    reference(data, dest, None, batch=64)
+    Path(peak).write_text(f"{_peak() - before:.1f}")
 
 
 COMMANDS = {

@@ -1,5 +1,6 @@
 """The detectors of FID and FD-DINOv2 in PyTorch, as pytorch-fid and timm have them, with random weights."""
 
+from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,8 @@ from tests.support import vision  # noqa: F401  before torchvision
 from pytorch_fid import inception as fid  # isort: skip
 
 TINY = DINOv2(width=32, depth=2, heads=2, trained=5, patches=3)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def torch_inception(seed: int = 0) -> torch.nn.Module:
@@ -68,25 +71,29 @@ def vit_tensors(vit: DINOv2, seed: int = 0) -> dict[str, np.ndarray]:
     return found
 
 
-def torch_vit_features(vit: DINOv2, tensors: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
-    """In float64, with timm's transformer, and positions that torch resizes as DINOv2's code asks it to."""
+def torch_vit(vit: DINOv2, tensors: dict[str, np.ndarray], dtype=torch.float64) -> Callable[[np.ndarray], np.ndarray]:
+    """Features of uint8 pictures, by timm's transformer, with positions that torch resizes as DINOv2's code asks to."""
     from timm.models.vision_transformer import VisionTransformer
 
     network = VisionTransformer(
         img_size=vit.size, patch_size=vit.patch, embed_dim=vit.width, depth=vit.depth, num_heads=vit.heads,
         init_values=1.0, num_classes=0, global_pool="token",
-    ).double().eval()  # fmt: skip
-    given = {name: torch.from_numpy(value).double() for name, value in tensors.items() if name != "mask_token"}
+    ).to(dtype).eval()  # fmt: skip
+    given = {name: torch.from_numpy(value).to(dtype) for name, value in tensors.items() if name != "mask_token"}
     position = given["pos_embed"]
     grid = position[:, 1:].reshape(1, vit.trained, vit.trained, vit.width).permute(0, 3, 1, 2)
     ratio = (vit.patches + 0.1) / vit.trained
     grid = F.interpolate(grid, scale_factor=(ratio, ratio), mode="bicubic", antialias=False)
     given["pos_embed"] = torch.cat([position[:, :1], grid.permute(0, 2, 3, 1).reshape(1, -1, vit.width)], dim=1)
     network.load_state_dict(given)
-    x = torch_resize_cubic(torch.from_numpy(pictures).double(), vit.size) / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
-    with torch.no_grad():
-        return network((x - mean.reshape(1, 3, 1, 1)) / std.reshape(1, 3, 1, 1)).numpy()
+    mean, std = (torch.tensor(values, dtype=dtype).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        x = torch_resize_cubic(torch.from_numpy(pictures).to(dtype), vit.size) / 255
+        with torch.no_grad():
+            return network((x - mean) / std).numpy()
+
+    return features
 
 
 def torch_resize_cubic(x: torch.Tensor, size: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tests.support.detectors import (
     torch_inception_features,
     torch_resize_cubic,
     torch_resize_linear,
-    torch_vit_features,
+    torch_vit,
     vit_tensors,
 )
 
@@ -89,7 +89,7 @@ def test_dinov2():
     detector = Detector.of("fd_dinov2", tensors, vit=TINY)
     found = jax.jit(detector.features)(detector.params, images)
     assert found.dtype == jnp.float32
-    assert relative(found, torch_vit_features(TINY, tensors, images)) < 1e-5  # measured: 2e-7; ViT-L/14: 8e-7
+    assert relative(found, torch_vit(TINY, tensors)(images)) < 1e-5  # measured: 2e-7; ViT-L/14: 8e-7
 
 
 def test_published_size():
