@@ -49,7 +49,7 @@ def inputs():
 def decoder():
     vae = VAEDecoder(VAEConfig(block_out_channels=(16, 16), norm_num_groups=4, layers_per_block=0))
     rng = np.random.default_rng(1)
-    params = {name: rng.standard_normal(shape, np.float32) / 4 for name, shape in vae.config.tensors.items()}
+    params = {name: rng.standard_normal(shape, np.float32) / 4 for name, shape in vae.config.decoder_tensors.items()}
     encoder = Encoder("StabilityVAEEncoder", scale=(1.0,) * 4, bias=(0.0,) * 4)
     return jax_edm2.make_decoder(encoder, (vae, params))
 
