@@ -16,7 +16,7 @@ from jax_edm2.dtypes import not_finite
 
 from . import embedded
 from .errors import SampleError, UsageError
-from .networks import LoadedNetwork, load_network
+from .networks import LoadedNetwork, load_network, refuse_not_finite
 from .progress import Progress, Warn, silent
 from .sample_request import GRID_ALONE, Resolved, SampleRequest, resolve
 from .sources import Location
@@ -120,7 +120,6 @@ def _prepare(request: SampleRequest, resolved: Resolved, warn: Warn) -> _Prepare
                     f"{main.name}: draws {channels} channels and names no VAE: no pictures; use --latents"
                 )
             if vae is not None:
-                _refuse_not_finite("the VAE", vae[1])
                 shape = vae[0].config.out_channels, size * vae[0].scale, size * vae[0].scale
             decoder = make_decoder(main.record.encoder, vae, request.vae_batch)
         generator = Generator(
@@ -164,7 +163,7 @@ def _load(request: SampleRequest, location: Location, warn: Warn) -> LoadedNetwo
     loaded = load_network(request.fetching.bring(location), location.name, dtype)
     if line := embedded.warning(loaded.name, loaded.record.code):
         warn(line)
-    _refuse_not_finite(loaded.name, loaded.variables)
+    refuse_not_finite(loaded.name, loaded.variables)
     if request.nvlabs_rounding:
         if "float16" not in loaded.record.dtype.split("+"):
             raise SampleError(
@@ -173,17 +172,6 @@ def _load(request: SampleRequest, location: Location, warn: Warn) -> LoadedNetwo
             )
         loaded = dataclasses.replace(loaded, variables=nvlabs_gains(loaded.variables))
     return loaded
-
-
-def _refuse_not_finite(name: str, variables: Any):
-    """A network with NaN or infinite weights draws black pictures. Raises: SampleError."""
-    import numpy as np
-    from flax.traverse_util import flatten_dict
-
-    counts = {path: not_finite(np.asarray(leaf)) for path, leaf in flatten_dict(dict(variables), sep="/").items()}
-    if bad := [f"{path} ({count:,})" for path, count in counts.items() if count]:
-        shown, more = ", ".join(bad[:5]), f" and {len(bad) - 5:,} more tensors" if len(bad) > 5 else ""
-        raise SampleError(f"{name}: has values that are NaN or infinite, in {shown}{more}; it would draw nothing")
 
 
 # Pictures

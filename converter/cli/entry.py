@@ -25,6 +25,10 @@ def train():
     _run("train")
 
 
+def dataset():
+    _run("dataset")
+
+
 def _run(name: str):
     leave_at_once(f"edm2-{name}")
     import importlib
