@@ -77,7 +77,7 @@ _endings = _decorator(
 )
 
 
-@click.group(name="edm2-dataset", epilog=EPILOG, context_settings=SETTINGS)
+@click.group(name="edm2-dataset", epilog=EPILOG, context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(__version__)
 def edm2_dataset():
     """Make datasets to train with: the commands and flags of NVlabs' dataset_tool.py, and the same files.
