@@ -103,7 +103,7 @@ def convert(source, dest, max_images, transform, resolution, force, json_):
     """
     from ..dataset.convert import ConvertRequest, convert
 
-    request = ConvertRequest(source, dest, transform, resolution, max_images, force)
+    request = ConvertRequest(source, dest, transform, resolution, max_images=max_images, force=force)
     _show(convert(request, warn=_warn, progress=_bar), json_)
 
 
@@ -120,8 +120,10 @@ def encode(source, dest, max_images, vae, device, batch, cache_dir, offline, tim
     from ..dataset.latents import EncodeRequest, encode
     from ..devices import start
 
-    fetching = Fetching(None, cache_dir, offline, timeout)
-    request = EncodeRequest(source, dest, vae, max_images, batch, force, fetching)
+    request = EncodeRequest(
+        source, dest, vae, max_images=max_images, batch=batch, force=force,
+        fetching=Fetching(None, cache_dir, offline, timeout),
+    )  # fmt: skip
     start(device)
     _show(encode(request, warn=_warn, progress=_bar), json_)
 
@@ -140,8 +142,10 @@ def decode(source, dest, max_images, vae, device, batch, seed, cache_dir, offlin
     from ..dataset.latents import DecodeRequest, decode
     from ..devices import start
 
-    fetching = Fetching(None, cache_dir, offline, timeout)
-    request = DecodeRequest(source, dest, vae, max_images, batch, force, fetching, seed)
+    request = DecodeRequest(
+        source, dest, vae, max_images=max_images, batch=batch, seed=seed, force=force,
+        fetching=Fetching(None, cache_dir, offline, timeout),
+    )  # fmt: skip
     start(device)
     _show(decode(request, warn=_warn, progress=_bar), json_)
 

@@ -19,6 +19,7 @@ from .source import Source, pictures, quiet
 from .transforms import TRANSFORMS, transform_of
 
 CHANNELS = 3
+SIDES = f"pictures must be square, with sides that are a power of two and at most {MOST_SIDE}"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class ConvertRequest:
         wide = self.transform == "center-crop-wide"  # which adds black above and below
         if not (0 < height <= width if wide else width == height):
             raise UsageError(f"--resolution {width}x{height}: pictures must be {'wide' if wide else 'square'}")
-        if not 0 < width <= MOST_SIDE or width & (width - 1):
-            raise UsageError(f"--resolution {width}x{height}: {_powers()}")
+        if not _is_side(width):
+            raise UsageError(f"--resolution {width}x{height}: {SIDES}")
 
 
 def convert(request: ConvertRequest, *, warn: Warn = warnings.warn, progress: Progress = silent) -> Report:
@@ -62,39 +63,36 @@ def convert(request: ConvertRequest, *, warn: Warn = warnings.warn, progress: Pr
     began = time.perf_counter()
     source = Source(request.source, pictures(), request.max_images, warn)
     transform = transform_of(request.transform, request.resolution)
-    size: tuple[int, int] | None = request.resolution and (request.resolution[0],) * 2
+    side = None if request.resolution is None else request.resolution[0]  # else the first picture's
 
-    def converted(number: int) -> tuple[int, tuple[int, int], bytes] | None:
+    def converted(number: int) -> tuple[int, int, bytes] | None:
         image = transform(source.picture(number))
-        return None if image is None else (number, image.size, png(image))
+        return None if image is None else (*image.size, png(image))
 
     def entries() -> Iterator[Entry | None]:
-        nonlocal size
-        for found in ahead(converted, range(len(source))):
+        nonlocal side
+        for number, found in enumerate(ahead(converted, range(len(source)))):
             if found is None:
                 yield None
                 continue
-            number, (width, height), content = found
-            if size is None and (width != height or width & (width - 1) or width > MOST_SIDE):
-                raise source.wrong(number, f"is of {width} x {height}, and {_powers()}; give --resolution")
-            size = size or (width, height)
-            if (width, height) != size:
-                raise source.wrong(number, f"is of {width} x {height}, and others of {size[0]} x {size[1]}; {_GIVE}")
+            width, height, content = found
+            if side is None and (width != height or not _is_side(width)):
+                raise source.wrong(number, f"is of {width} x {height}, and {SIDES}; give --resolution")
+            side = side or width
+            if width != side or height != side:
+                others = f"others are of {side} x {side}"
+                raise source.wrong(number, f"is of {width} x {height}, and {others}; --resolution makes them alike")
             yield Entry(numbered(number, PNG), content, source.labels[number])
 
     with quiet(), progress(str(request.dest), len(source)) as advance:
         count, classes = write_dataset(request.dest, entries(), advance, force=request.force)
-    assert size is not None
-    shape = CHANNELS, size[1], size[0]
-    seconds = time.perf_counter() - began
+    assert side is not None  # of one picture at least
+    shape, seconds = (CHANNELS, side, side), time.perf_counter() - began
     return Report(request.source, request.dest, count, len(source) - count, classes, shape, seconds)
 
 
-_GIVE = "--resolution scales all to one size"
-
-
-def _powers() -> str:
-    return f"pictures must be square, with sides that are a power of two and at most {MOST_SIDE}"
+def _is_side(length: int) -> bool:
+    return 0 < length <= MOST_SIDE and not length & (length - 1)
 
 
 def png(image: Image.Image) -> bytes:

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_edm2.vae import load_vae, load_vae_encoder
 
+from ..errors import UsageError
 from ..pictures import MODES, image_of
 from ..progress import Progress, Warn, silent
 from ..sources import Fetching
@@ -36,7 +37,8 @@ class EncodeRequest:
     """Latents that are to be made of a folder or ZIP of pictures.
 
     dest, max_images, force: as of a ConvertRequest. vae: diffusers' folder, a safetensors file, the URL of either, or a
-    name on Hugging Face. batch: images that are computed at once on a device.
+    name on Hugging Face. batch: images that are computed at once on a device, 1 or more.
+    Raises: UsageError for another batch.
     """
 
     source: Path
@@ -46,6 +48,10 @@ class EncodeRequest:
     batch: int = 4
     force: bool = False
     fetching: Fetching = field(default_factory=Fetching)
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise UsageError(f"--batch must be at least 1, not {self.batch}")
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ for name, (data, says) in BROKEN.items():
 add(
     PICTURES,
     "of two sizes",
-    "'b.png' is of 16 x 16, and others of 8 x 8",
+    "'b.png' is of 16 x 16, and others are of 8 x 8",
     folder({"a.png": png(), "b.png": png((16, 16))}),
 )
 add(PICTURES, "JPEG cut short", "'a.jpg' is no picture that can be read: image file is truncated",
