@@ -5,10 +5,11 @@
 Hundreds of pictures of odd sizes, in a dozen modes and formats, with classes by folders, by dataset.json, with a label
 lacking, and with none: for every transform the archives must be equal in names and their order, pixels and labels.
 Then pictures are encoded with the published encoder's shapes and random weights; NVlabs' code uses diffusers for that.
-Its tool wants CUDA, which is put aside here.
+Its tool wants CUDA, which is put aside here. Last, how fast both are.
 """
 
 import argparse
+import copy
 import io
 import itertools
 import json
@@ -20,10 +21,18 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL.Image
+import torch
 
 from jax_edm2.converter.dataset.convert import ConvertRequest, convert
+from jax_edm2.converter.dataset.latents import EncodeRequest, encode
+from jax_edm2.converter.threads import cpus
+from jax_edm2.vae import load_vae_encoder
+from tests.jax_edm2.test_vae import PUBLISHED, AutoencoderKL, torch_vae
+
+SIDE = 256  # of the pictures that are encoded
 
 NVLABS = """
 import sys
@@ -130,33 +139,55 @@ def conversions(clone: Path, folder: Path, count: int) -> int:
     return wrong
 
 
-def encoding(clone: Path, folder: Path, count: int) -> int:
-    """1 if latents differ by more than they may."""
-    from jax_edm2.converter.dataset.latents import EncodeRequest, encode
-    from tests.jax_edm2.test_vae import PUBLISHED, torch_vae
-
-    torch_vae(**PUBLISHED).save_pretrained(folder / "vae")
+def encoding(clone: Path, folder: Path, vae: AutoencoderKL, count: int) -> int:
+    """1 if archives are unlike, or our latents further from diffusers' in float64 than they may be."""
     pictures = folder / "square.zip"
-    convert(ConvertRequest(folder / "pictures", pictures, "center-crop", (256, 256), count), warn=lambda line: None)
+    convert(ConvertRequest(folder / "pictures", pictures, "center-crop", (SIDE, SIDE), count), warn=lambda line: None)
     theirs, ours = folder / "theirs.zip", folder / "ours.zip"
-    began = time.perf_counter()
     with_nvlabs(clone, "encode", f"--source={pictures}", f"--dest={theirs}", f"--model-url={folder / 'vae'}")
-    seconds = time.perf_counter() - began
-    report = encode(EncodeRequest(pictures, ours, str(folder / "vae"), batch=1))
-    worst, equal = 0.0, True
-    for (name, expected), (other, found) in zip(content(theirs), content(ours), strict=True):
-        if isinstance(expected, np.ndarray):
-            equal &= (name, expected.shape, expected.dtype) == (other, found.shape, found.dtype)
-            for half in np.split(np.stack([expected, found]).astype(np.float64), 2, axis=1):
-                worst = max(worst, float(np.linalg.norm(half[0] - half[1]) / np.linalg.norm(half[0])))
-        else:
+    encode(EncodeRequest(pictures, ours, str(folder / "vae")))
+    exact, errors = copy.deepcopy(vae).double(), {"NVlabs'": [0.0, 0.0], "ours": [0.0, 0.0]}
+    equal = True
+    for (_, picture), (name, expected), (other, found) in zip(*map(content, (pictures, theirs, ours)), strict=True):
+        if not isinstance(expected, np.ndarray):
             equal &= (name, expected) == (other, found)
-    sound = equal and worst <= 1e-5
-    print(
-        f"{'ok ' if sound else 'BAD'} encode   {report.images} images of 256 x 256: relative difference {worst:.1e}; "
-    )
-    print(f"{'':13}{seconds:.1f} s in NVlabs' tool, {report.seconds:.1f} s here, with starting and compiling")
+            continue
+        equal &= (name, expected.shape, expected.dtype) == (other, found.shape, found.dtype)
+        with torch.inference_mode():
+            truth = exact.encode(torch.tensor(picture, dtype=torch.float64).permute(2, 0, 1)[None] / 255)["latent_dist"]
+        for whose, array in (("NVlabs'", expected), ("ours", found)):
+            for part, (half, true) in enumerate(zip(np.split(array, 2), (truth.mean, truth.std), strict=True)):
+                error = float(np.linalg.norm(half - true[0].numpy()) / np.linalg.norm(true))
+                errors[whose][part] = max(errors[whose][part], error)
+    sound = equal and max(errors["ours"]) <= 1e-5
+    print(f"{'ok ' if sound else 'BAD'} encode   {count} images of {SIDE} x {SIDE}: names and labels {'equal' * equal}")
+    for whose, (mean, std) in errors.items():
+        print(f"    {whose:8} from diffusers in float64: means {mean:.1e}, standard deviations {std:.1e} at most")
     return int(not sound)
+
+
+def speed(folder: Path, vae: AutoencoderKL):
+    """Images a second of both encoders, in turns, each with all processors: the best of three."""
+    encoder, params = load_vae_encoder(folder / "vae")
+    compute = jax.jit(encoder)
+    pictures = np.random.default_rng(0).random((4, 3, SIDE, SIDE), np.float32)
+    torch.set_num_threads(cpus())
+
+    def of_torch():
+        with torch.inference_mode():
+            vae.encode(torch.from_numpy(pictures))["latent_dist"].std.numpy()
+
+    def of_jax():
+        np.asarray(compute(params, pictures))
+
+    rates = {"torch": 0.0, "JAX": 0.0}
+    for turn in range(4):
+        for name, call in (("torch", of_torch), ("JAX", of_jax)):
+            began = time.perf_counter()
+            call()
+            rates[name] = max(rates[name], (turn > 0) * len(pictures) / (time.perf_counter() - began))
+    found = ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items())
+    print(f"    images of {SIDE} x {SIDE} a second: {found}")
 
 
 def main() -> int:
@@ -167,7 +198,10 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wrong = conversions(args.nvlabs.resolve(), Path(folder), args.count)
-        wrong += encoding(args.nvlabs.resolve(), Path(folder), args.encoded)
+        vae = torch_vae(**PUBLISHED)
+        vae.save_pretrained(Path(folder, "vae"))
+        wrong += encoding(args.nvlabs.resolve(), Path(folder), vae, args.encoded)
+        speed(Path(folder), vae)
     return 1 if wrong else 0
 
 
