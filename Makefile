@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ fuzz: $(READY)  ## mutants: of snapshots (20,000; 5,000 beside torch itself), tr
 
 accelerators: $(COMPILERS)/.ready  ## every size compiled for TPUs and GPUs that are not here, in an environment of their compilers
 	$(COMPILERS)/bin/python -m tests.surveys.accelerators $(ARGS)
+
+metrics: $(READY)  ## the metrics of JAX beside PyTorch's, at full size, and NVlabs' own: make metrics ARGS="--only nvlabs --nvlabs DIR"
+	$(BIN)/python -m tests.surveys.metrics $(ARGS)
 
 trainings: $(READY)  ## training in JAX beside torch_ref, and NVlabs' own loop: make trainings ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.surveys.training $(ARGS)

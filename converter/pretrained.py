@@ -11,10 +11,10 @@ from jax_edm2.model import Guide, Model
 
 from . import presets
 from .downloads.cache import sha256 as file_sha256
+from .drawing_request import DrawRequest, resolve
 from .errors import UsageError
 from .networks import LoadedNetwork, load_network
 from .opening import is_checkpoint
-from .sample_request import SampleRequest, resolve
 from .sources import Fetching, Location
 from .vae import find_vae
 
@@ -55,7 +55,7 @@ def from_pretrained(
         raise UsageError("a guide takes guidance=, a number such as 1.5")
     fetching = Fetching(sha256, cache_dir, offline)
     net, preset = (name, None) if here else (None, name)
-    resolved = resolve(SampleRequest(Path(), preset, net, given, guidance, fetching=fetching))
+    resolved = resolve(DrawRequest(preset=preset, net=net, gnet=given, guidance=guidance, fetching=fetching))
 
     def load(location: Location) -> LoadedNetwork:
         compute = jnp.dtype(jnp.float32 if compute_dtype is None else compute_dtype)

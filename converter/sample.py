@@ -4,29 +4,52 @@ report = sample(SampleRequest(outdir=Path("out"), net="digits.safetensors", seed
 """
 
 import contextlib
-import dataclasses
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2 import __version__, strict_json
 from jax_edm2.dtypes import not_finite
 
-from . import embedded
+from .drawing import Prepared, prepare
+from .drawing_request import DrawRequest, resolve
 from .errors import SampleError, UsageError
-from .networks import LoadedNetwork, load_network, refuse_not_finite
 from .progress import Progress, Warn, silent
-from .sample_request import GRID_ALONE, Resolved, SampleRequest, resolve
-from .sources import Location
-from .vae import find_vae
 from .writers import Writers, missing
 
 if TYPE_CHECKING:
-    from jax_edm2.generation import Generator
-
     from .pictures import Folder
+
+
+GRID_ALONE = "--grid goes with neither --latents nor several processes"
+
+
+@dataclass(frozen=True)
+class SampleRequest(DrawRequest):
+    """Pictures that are to be drawn, one for each of `seeds`, and the folder for them.
+
+    latents: arrays of what the network gives are saved in place of pictures. subdirs: there is a folder for every 1,000
+    seeds. grid: there is a contact sheet, too. skip_existing: pictures that are there, whole, and made in the same way,
+    are left; force: those made otherwise are made again, else refused.
+    Raises: UsageError for values that make no sense in themselves.
+    """
+
+    outdir: Path
+    seeds: Sequence[int] = (16, 17, 18, 19)
+    latents: bool = False
+    subdirs: bool = False
+    grid: bool = False
+    skip_existing: bool = False
+    force: bool = False
+
+    def __post_init__(self):
+        if self.grid and self.latents:
+            raise UsageError(GRID_ALONE)
+        super().__post_init__()
+        if self.force and not self.skip_existing:
+            raise UsageError("--force goes with --skip-existing; without, everything is made again")
 
 
 @dataclass(frozen=True)
@@ -62,9 +85,6 @@ def sample(
     from .pictures import Folder, contact_sheet
 
     resolved = resolve(request)
-    if request.preset is not None and request.net is not None:
-        stay = "whose guide is kept" if resolved.guide is not None else "of which nothing is used"
-        warn(f"--net {resolved.net.name} is taken, and not the network of --preset {request.preset}, {stay}")
     if request.grid and jax.process_count() > 1:
         raise UsageError(GRID_ALONE)
     folder = Folder(request.outdir, subdirs=request.subdirs, suffix=".npy" if request.latents else ".png")
@@ -72,8 +92,8 @@ def sample(
     if sheet is not None and sheet.is_dir():
         raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
     try:
-        with jax.default_matmul_precision("highest"):  # of float32: embeddings and the VAE are always that
-            prepared = _prepare(request, resolved, warn)
+        with jax.default_matmul_precision("highest"):
+            prepared = prepare(request, resolved, warn, latents=request.latents)
             counts = _draw(request, prepared, folder, warn, progress, steps)
     except BaseException as error:
         folder.leave()
@@ -86,100 +106,12 @@ def sample(
     return SampleReport(request.outdir, *counts, prepared.about, sheet)
 
 
-# Networks
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """The network's name, its generator, what every picture says of where it comes from, and the shape [C, H, W]."""
-
-    name: str
-    generator: "Generator"
-    about: dict[str, Any]
-    shape: tuple[int, ...]
-
-
-def _prepare(request: SampleRequest, resolved: Resolved, warn: Warn) -> _Prepared:
-    import jax
-
-    from jax_edm2.decoding import make_decoder
-    from jax_edm2.generation import Generator
-
-    from .pictures import MODES
-
-    main = _load(request, resolved.net, warn)  # its digest is checked: it goes into every picture
-    guide = None if resolved.guide is None else _load(request, resolved.guide, warn)
-    channels, size = main.net.config.img_channels, main.net.config.img_resolution
-    shape = channels, size, size
-    try:
-        decoder = None
-        if not request.latents:
-            vae = find_vae(main.record.encoder, request.vae, request.fetching)
-            if vae is None and channels not in MODES:
-                raise SampleError(
-                    f"{main.name}: draws {channels} channels and names no VAE: no pictures; use --latents"
-                )
-            if vae is not None:
-                shape = vae[0].config.out_channels, size * vae[0].scale, size * vae[0].scale
-            decoder = make_decoder(main.record.encoder, vae, request.vae_batch)
-        generator = Generator(
-            main.net, main.variables, guide=(guide.net, guide.variables) if guide else None,
-            settings=resolved.settings, rng=request.rng, class_idx=request.class_idx, decoder=decoder,
-        )  # fmt: skip
-    except ValueError as error:
-        raise SampleError(f"{main.name}: {error}" if not guide else f"{main.name}, {guide.name}: {error}") from None
-    about = {
-        "network": _about(main),
-        "guide": _about(guide) if guide else None,
-        "settings": strict_json.clean(dataclasses.asdict(resolved.settings)),
-        "class_idx": request.class_idx,
-        "rng": request.rng,
-        "precision": jax.numpy.dtype(main.net.dtype).name,
-        "nvlabs_rounding": request.nvlabs_rounding,
-        "edm2_jax": __version__,
-    }
-    return _Prepared(main.name, generator, about, shape)
-
-
-def _about(network: LoadedNetwork) -> dict[str, Any]:
-    code = network.record.code
-    return {
-        "name": network.name,
-        "digest": network.record.digest,
-        "code": None if code is None else dataclasses.asdict(code),
-    }
-
-
-def _load(request: SampleRequest, location: Location, warn: Warn) -> LoadedNetwork:
-    import jax
-
-    from jax_edm2.folding import nvlabs_gains
-
-    def dtype(record):
-        if request.precision != "auto":
-            return request.precision
-        return "float16" if jax.default_backend() == "gpu" and record.config.use_fp16 else "float32"
-
-    loaded = load_network(request.fetching.bring(location), location.name, dtype)
-    if line := embedded.warning(loaded.name, loaded.record.code):
-        warn(line)
-    refuse_not_finite(loaded.name, loaded.variables)
-    if request.nvlabs_rounding:
-        if "float16" not in loaded.record.dtype.split("+"):
-            raise SampleError(
-                f"{loaded.name}: is stored in {loaded.record.dtype}, and --nvlabs-rounding is for float16: convert it "
-                "with --dtype keep"
-            )
-        loaded = dataclasses.replace(loaded, variables=nvlabs_gains(loaded.variables))
-    return loaded
-
-
 # Pictures
 
 
 def _draw(
     request: SampleRequest,
-    prepared: _Prepared,
+    prepared: Prepared,
     folder: "Folder",
     warn: Warn,
     progress: Progress,

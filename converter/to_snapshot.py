@@ -25,8 +25,7 @@ from .formats import numpy_pickle
 from .formats.nvlabs import EASY_DICT, MODULE_DICT, RECONSTRUCT
 from .formats.pickle_reader import Global
 from .formats.pickle_writer import Call, New, Payload, PickleWriter
-from .formats.torch_legacy import LOAD_STORAGE, REBUILD_PARAMETER, REBUILD_TENSOR, header, strides
-from .formats.torch_zip import ORDERED_DICT
+from .formats.torch_legacy import LOAD_STORAGE, ORDERED_DICT, REBUILD_PARAMETER, REBUILD_TENSOR, header, strides
 from .modules import HOOKS, VERSION, Module, network
 from .names import jax_path, torch_name
 from .snapshot import RGB, VAE, Snapshot

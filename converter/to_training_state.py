@@ -19,8 +19,8 @@ from jax_edm2.state_layout import NET, average_part
 from jax_edm2.tensors import Tensor, hashed, refuse_to_lose, stored_dtype
 
 from .formats.pickle_writer import Call, New, PersistentId, PickleWriter
-from .formats.torch_legacy import REBUILD_TENSOR, STORAGE_TYPES, strides
-from .formats.torch_zip import EASY_DICT, ORDERED_DICT
+from .formats.torch_legacy import ORDERED_DICT, REBUILD_TENSOR, STORAGE_TYPES, strides
+from .formats.torch_zip import EASY_DICT
 from .modules import Module, network
 from .names import jax_path
 from .to_snapshot import WriteError

@@ -23,6 +23,7 @@ from tests.support.shapes import MODULES
 install_import_hook(MODULES, "tests.support.shapes.checked")  # before anybody imports them
 
 import jax_edm2
+import tests.support.vision  # noqa: F401  before anybody imports torchvision
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.downloads import download
 from jax_edm2.converter.downloads.cache import Cache

@@ -29,6 +29,10 @@ def dataset():
     _run("dataset")
 
 
+def metrics():
+    _run("metrics")
+
+
 def _run(name: str):
     leave_at_once(f"edm2-{name}")
     import importlib

@@ -12,7 +12,7 @@ from jax_edm2.messages import brief
 
 from . import numpy_pickle, torch_legacy
 from .file import ByteRange, File, PickleError
-from .pickle_reader import Budget, Global, Instance, Interpreter
+from .pickle_reader import Budget, Global, Instance, Interpreter, fill_instance
 from .torch_legacy import (
     LOAD_STORAGE,
     REBUILD_PARAMETER,
@@ -39,8 +39,11 @@ class PersistentObject:
     state: dict[str, Any]
 
 
-def read_container(file: File) -> Any:
-    """The one pickle that is the whole of `file`, as records. Raises: PickleError."""
+def read_container(file: File, classes: Callable[[str, str], bool] = lambda module, name: False) -> Any:
+    """The one pickle that is the whole of `file`, as records.
+
+    classes: what modules may be there beside NVlabs' own and ModuleDict. Raises: PickleError.
+    """
     if file.read(0, min(file.size, 2)) == b"\x80\x02":
         raise PickleError(
             "is written in pickle protocol 2, which keeps numbers as text: load it with NVlabs' code and "
@@ -74,7 +77,8 @@ def read_container(file: File) -> Any:
         calls={**_CALLS, LOAD_STORAGE: storage, REBUILD_TENSOR: tensor},
         newobj=frozenset({EASY_DICT, MODULE_DICT}),
         dicts=frozenset({EASY_DICT}),
-        builds={Instance: _build_instance, **numpy_pickle.BUILDS},
+        classes=classes,
+        builds={Instance: fill_instance, **numpy_pickle.BUILDS},
         budget=budget,
     )
     value = interpreter.run()
@@ -96,12 +100,6 @@ def _persistent_object(_file: File, meta) -> PersistentObject:
     if wrong or meta["type"] != "class":
         raise PickleError(f"a persistent object has a wrong entry {brief((wrong or ['type'])[0])}")
     return PersistentObject(meta["class_name"], meta["version"], meta["module_src"], meta["state"])
-
-
-def _build_instance(instance: Instance, state):
-    if instance.cls != MODULE_DICT or instance.state is not None or not isinstance(state, dict):
-        raise PickleError(f"BUILD does not fit {instance.cls}")
-    instance.state = state
 
 
 def _empty_dict(_file: File) -> dict:

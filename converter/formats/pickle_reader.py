@@ -56,6 +56,13 @@ class Instance:
     state: Any = None
 
 
+def fill_instance(instance: Instance, state: Any):
+    """What BUILD does to a module. Raises: PickleError."""
+    if instance.state is not None or not isinstance(state, dict):
+        raise PickleError(f"BUILD does not fit {instance.cls}")
+    instance.state = state
+
+
 _MARK = object()
 _CONTAINERS = {"ema", "state", "_modules", "_parameters", "_buffers"}  # keys that are no part of a tensor's name
 _AGAIN = "the file is incomplete: fetch it again"
@@ -67,6 +74,7 @@ class Interpreter:
     calls: what REDUCE may call, by global; each gets the interpreter's file and the arguments.
     builds: what BUILD may fill in, by type of record.
     newobj: globals that NEWOBJ may instantiate; dicts: those of them whose instances SETITEM may fill.
+    classes: further globals, by module and name, that NEWOBJ may instantiate, and nobody may call.
     persistent: what BINPERSID does; None refuses it.
     protocols: those that are read. keys: types of dictionaries' keys. window: how many bytes are read at a time.
 
@@ -87,6 +95,7 @@ class Interpreter:
         builds: dict[type, Callable] | None = None,
         persistent: Callable | None = None,
         budget: Budget | None = None,
+        classes: Callable[[str, str], bool] = lambda module, name: False,
         protocols: tuple[int, ...] = (3, 4, 5),
         keys: tuple[type, ...] = (str,),
         window: int = 64 * 1024,
@@ -96,7 +105,7 @@ class Interpreter:
         self.end = end
         self.globals = {(g.module, g.name): g for g in globals_}
         self.calls = calls or {}
-        self.newobj, self.dicts = newobj, dicts
+        self.newobj, self.dicts, self.classes = newobj, dicts, classes
         self.builds = builds or {}
         self.changeable = {dict, list, Instance, *self.builds}  # by SETITEM, APPEND and BUILD
         self.persistent = persistent
@@ -271,6 +280,8 @@ class Interpreter:
     def global_(self, module, name):
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError("the name of a global is no text")
+        if (module, name) not in self.globals and self.classes(module, name):
+            self.globals[module, name] = Global(module, name)
         if (module, name) not in self.globals:
             raise PickleError(f"global {_printable(f'{module}.{name}')} has no place in a snapshot")
         self.push(self.globals[module, name])
@@ -314,7 +325,8 @@ class Interpreter:
 
     def new_object(self):
         arguments, cls = self.pop(), self.pop()
-        if not isinstance(cls, Global) or cls not in self.newobj or arguments != ():
+        known = isinstance(cls, Global) and (cls in self.newobj or self.classes(cls.module, cls.name))
+        if not known or arguments != ():
             raise PickleError(f"{_describe(cls)} is instantiated, which has no place in a snapshot")
         self.push(Instance(cls))
 
@@ -324,6 +336,8 @@ class Interpreter:
         fill = self.builds.get(type(target))
         if fill is None:
             raise PickleError(f"BUILD is applied to {_describe(target)}")
+        if isinstance(target, Instance) and target.cls in self.dicts:
+            raise PickleError(f"BUILD does not fit {target.cls}")
         self.check_unshared(target, "BUILD")
         fill(target, state)
 

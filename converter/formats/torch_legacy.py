@@ -4,9 +4,11 @@ Sources: torch's `serialization._legacy_load` for the stream of a storage, `_uti
 `_rebuild_parameter` for what is made of it.
 """
 
+import dataclasses
 import math
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +25,13 @@ STORAGE_TYPES = {
     Global("torch", "FloatStorage"): "float32",
     Global("torch", "DoubleStorage"): "float64",
 }
+COUNTS = {Global("torch", "LongStorage"): "int64"}  # of batches that a norm has seen: no weights
 LOCATION = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")  # of what a storage was; never 'meta', which has no values
 
 LOAD_STORAGE = Global("torch.storage", "_load_from_bytes")
 REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+ORDERED_DICT = Global("collections", "OrderedDict")
 
 MAX_DIMENSIONS = 8
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -62,53 +66,114 @@ class TensorRecord:
         return self.order == tuple(range(len(self.shape)))
 
 
-def storage(file: File, payload: ByteRange, budget: Budget) -> Storage:
-    """The storage of a nested torch.save stream: five pickles, a count, and the elements to the payload's end."""
-    position, end = payload.offset, payload.offset + payload.length
+class _Stream:
+    """A stream of torch.save: five pickles, and behind them the elements of each storage after their count."""
 
-    def fail(what):
-        raise PickleError(f"the tensor data at byte {payload.offset}: {what}")
+    def __init__(self, file: File, where: ByteRange, budget: Budget, window: int, what: str):
+        """what: how errors begin, up to the colon."""
+        self.file, self.position, self.end = file, where.offset, where.offset + where.length
+        self._budget, self._window, self._what = budget, window, what
 
-    def unpickle(**allowed):
-        nonlocal position
-        interpreter = Interpreter(file, position, end, budget=budget, protocols=(2,), window=512, **allowed)
+    def fail(self, what: object):
+        raise PickleError(f"{self._what}{what}")
+
+    def unpickle(self, **allowed: Any) -> Any:
+        interpreter = Interpreter(
+            self.file, self.position, self.end, budget=self._budget, protocols=(2,), window=self._window, **allowed
+        )
         try:
             value = interpreter.run()
         except PickleError as error:
-            fail(error)
-        position = interpreter.position
+            self.fail(error)
+        self.position = interpreter.position
         return value
 
-    start = file.read(position, min(4, payload.length))
+    def begin(self):
+        """Past the three pickles that say what follows. Raises: PickleError."""
+        if self.unpickle() != TORCH_MAGIC:
+            self.fail("does not begin as torch.save's layout does")
+        if self.unpickle() != TORCH_PROTOCOL:
+            self.fail("has another protocol version than 1001")
+        system = self.unpickle()
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            self.fail("is not little-endian")
+
+    def described(self, pid: Any, kinds: Mapping[Global, str]) -> tuple[str, str, int]:
+        """A storage's dtype, key and number of elements. Raises: PickleError."""
+        if not isinstance(pid, tuple) or len(pid) != 6 or pid[0] != "storage":
+            self.fail("is not a single storage")
+        _, kind, key, location, numel, view = pid
+        if not isinstance(kind, Global) or kind not in kinds:
+            self.fail("has no known storage type")
+        if not isinstance(key, str) or not isinstance(location, str) or not is_count(numel) or view is not None:
+            self.fail("has a malformed storage description")
+        if not LOCATION.fullmatch(location):
+            self.fail(f"was on the device {brief(location)}, which keeps no values or is unknown")
+        return kinds[kind], key, numel
+
+    def elements(self, dtype: str, numel: int, last: bool) -> ByteRange:
+        """Where the elements of the next storage are, which of the last reach to the end. Raises: PickleError."""
+        if self.end - self.position < 8:
+            self.fail("breaks off before its elements")
+        (count,) = struct.unpack("<q", self.file.read(self.position, 8))
+        length = numel * size_of(dtype)
+        there = self.end - self.position - 8
+        if count != numel or there < length or (last and there != length):
+            self.fail(f"announces {numel} and {count} elements of {dtype} and holds {there} bytes")
+        data = ByteRange(self.position + 8, length)
+        self.position += 8 + length
+        return data
+
+
+def storage(file: File, payload: ByteRange, budget: Budget) -> Storage:
+    """The storage of a nested torch.save stream."""
+    stream = _Stream(file, payload, budget, 512, f"the tensor data at byte {payload.offset}: ")
+    start = file.read(payload.offset, min(4, payload.length))
     if start.startswith(b"PK"):
-        fail("is a zip file, as torch.save writes since 1.6; snapshots hold the older layout")
-    if unpickle() != TORCH_MAGIC:
-        fail("does not begin as torch.save's layout does")
-    if unpickle() != TORCH_PROTOCOL:
-        fail("has another protocol version than 1001")
-    system = unpickle()
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        fail("is not little-endian")
-    header = unpickle(globals_=frozenset(STORAGE_TYPES), persistent=lambda pid: pid)
-    if not isinstance(header, tuple) or len(header) != 6 or header[0] != "storage":
-        fail("is not a single storage")
-    _, kind, key, location, numel, view = header
-    if not isinstance(kind, Global) or kind not in STORAGE_TYPES:
-        fail("has no known storage type")
-    if not isinstance(key, str) or not isinstance(location, str) or not is_count(numel) or view is not None:
-        fail("has a malformed storage description")
-    if not LOCATION.fullmatch(location):
-        fail(f"was on the device {brief(location)}, which keeps no values or is unknown")
-    if unpickle() != [key]:
-        fail("lists other storages than its own")
-    if end - position < 8:
-        fail("breaks off before its elements")
-    (count,) = struct.unpack("<q", file.read(position, 8))
-    data = ByteRange(position + 8, end - position - 8)
-    dtype = STORAGE_TYPES[kind]
-    if count != numel or data.length != numel * DTYPES[dtype].size:
-        fail(f"announces {numel} and {count} elements of {dtype} and holds {data.length} bytes")
-    return Storage(dtype, numel, data)
+        stream.fail("is a zip file, as torch.save writes since 1.6; snapshots hold the older layout")
+    stream.begin()
+    header = stream.unpickle(globals_=frozenset(STORAGE_TYPES), persistent=lambda pid: pid)
+    dtype, key, numel = stream.described(header, STORAGE_TYPES)
+    if stream.unpickle() != [key]:
+        stream.fail("lists other storages than its own")
+    return Storage(dtype, numel, stream.elements(dtype, numel, last=True))
+
+
+def read_state_dict(file: File) -> dict[str, TensorRecord]:
+    """A file of torch.save as before 1.6, which holds a state_dict: tensors by name. Raises: PickleError."""
+    stream = _Stream(file, ByteRange(0, file.size), Budget(), 64 * 1024, "")
+    kinds = {**STORAGE_TYPES, **COUNTS}
+    stream.begin()
+    found: dict[str, tuple[str, int]] = {}
+
+    def persistent(pid: Any) -> Storage:
+        dtype, key, numel = stream.described(pid, kinds)
+        if key in found:
+            raise PickleError(f"the storage {brief(key)} is used twice")
+        found[key] = dtype, numel
+        return Storage(dtype, numel, ByteRange(len(found) - 1, 0))  # where it is, is known when all are read
+
+    value = stream.unpickle(
+        globals_=frozenset({ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *kinds}),
+        calls={ORDERED_DICT: empty_dict, REBUILD_TENSOR: tensor, REBUILD_PARAMETER: parameter},
+        builds={dict: metadata},
+        persistent=persistent,
+    )
+    keys = stream.unpickle()
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(found):
+        stream.fail("lists other storages than its tensors have")
+    places = {}
+    for i, key in enumerate(keys):
+        places[key] = stream.elements(*found[key], last=i + 1 == len(keys))
+    by_number = [places[key] for key in found]
+    if not isinstance(value, dict) or not all(isinstance(record, TensorRecord) for record in value.values()):
+        stream.fail("is a file of torch.save, but holds no state_dict: something in it is no tensor")
+    return {name: dataclasses.replace(record, data=by_number[record.data.offset]) for name, record in value.items()}
+
+
+def size_of(dtype: str) -> int:
+    """Bytes of an element."""
+    return 8 if dtype == "int64" else DTYPES[dtype].size
 
 
 def tensor(_file: File, storage, offset, shape, stride, requires_grad, hooks, *more) -> TensorRecord:
@@ -167,3 +232,13 @@ def is_count(value: Any) -> bool:
 
 def is_shape(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS and all(map(is_count, value))
+
+
+def empty_dict(_file: File) -> dict:
+    return {}
+
+
+def metadata(target: dict, state: Any):
+    """What torch sets as an attribute of a state_dict: the versions of its modules, of no use here."""
+    if not isinstance(state, dict) or state.keys() != {"_metadata"}:
+        raise PickleError("BUILD does not fit a dictionary")

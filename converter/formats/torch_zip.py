@@ -6,7 +6,8 @@
     NAME/version, ...   what else torch notes, none of which is needed
 
 All of the file is accounted for: member follows member, each with the header that the directory says it has, and none
-is compressed. Sources: torch's `serialization._save`, and PKWARE's APPNOTE.TXT for the archive.
+is compressed. A TorchScript has code besides, compressed, which nobody reads here. Sources: torch's
+`serialization._save`, and PKWARE's APPNOTE.TXT for the archive.
 """
 
 import re
@@ -16,16 +17,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
 
 from .file import ByteRange, File, PickleError
 from .numpy_pickle import BUILDS, NUMBERS, DtypeRecord
-from .pickle_reader import Budget, Global, Interpreter
-from .torch_legacy import LOCATION, REBUILD_TENSOR, STORAGE_TYPES, Storage, is_count, tensor
+from .pickle_reader import Budget, Global, Instance, Interpreter, fill_instance
+from .torch_legacy import (
+    COUNTS,
+    LOCATION,
+    ORDERED_DICT,
+    REBUILD_TENSOR,
+    STORAGE_TYPES,
+    Storage,
+    TensorRecord,
+    empty_dict,
+    is_count,
+    metadata,
+    size_of,
+    tensor,
+)
 
 EASY_DICT = Global("dnnlib.util", "EasyDict")
-ORDERED_DICT = Global("collections", "OrderedDict")
 
 MOST_MEMBERS = 20_000  # a training state of the deepest published network has 1,400
 MOST_DIRECTORY = 4 * 2**20  # bytes
@@ -37,6 +49,7 @@ FLAGS = DESCRIBED | 0x800  # and that for names in UTF-8
 FULL = 0xFFFFFFFF  # of a number that stands elsewhere, in 64 bits
 KEY = re.compile(r"\d{1,9}", re.ASCII)
 CHUNK = 2**20
+CODE, DEFLATED = "code/", 8  # the folder of a TorchScript's sources, and how they are compressed
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,11 @@ class Member:
     crc: int
 
 
-def members(file: File) -> dict[str, Member]:
-    """The archive's members by name, without the folder that all are in. Raises: PickleError."""
+def members(file: File, code: bool = False) -> dict[str, Member]:
+    """The archive's members by name, without the folder that all are in.
+
+    code: those in the folder CODE may be compressed; none of them is named. Raises: PickleError.
+    """
     count, start, length = _end(file)
     directory = file.read(start, length)
     found: dict[str, Member] = {}
@@ -64,10 +80,11 @@ def members(file: File) -> dict[str, Member]:
             raise PickleError("is a damaged zip archive: its directory breaks off")
         text, extra, _ = fields
         name = _name(text)
-        if flags & ~FLAGS or method:
+        in_code = code and name.partition("/")[2].startswith(CODE)
+        if flags & ~FLAGS or (method and not (in_code and method == DEFLATED)):
             raise PickleError(f"has the member {brief(name)} compressed or encrypted")
         size, packed, offset, disk = _in_64_bits(extra, (size, packed, offset), disk, name)
-        if disk or size != packed:
+        if disk or (size != packed and not method):
             raise PickleError(f"has the member {brief(name)} in pieces")
         top, _, rest = name.partition("/")
         if folder not in (None, top) or not rest:
@@ -77,11 +94,11 @@ def members(file: File) -> dict[str, Member]:
         if offset != reached:
             raise PickleError(f"has the member {brief(name)} where it does not belong: members overlap or leave gaps")
         folder = top
-        data, reached = _local(file, offset, text, size, crc, bool(flags & DESCRIBED), start)
+        data, reached = _local(file, offset, text, method, (size, packed), crc, bool(flags & DESCRIBED), start)
         found[rest] = Member(data, crc)
     if at != len(directory) or reached != start:
         raise PickleError("is a damaged zip archive: something lies between its members and its directory")
-    return found
+    return {name: member for name, member in found.items() if not code or not name.startswith(CODE)}
 
 
 def _end(file: File) -> tuple[int, int, int]:
@@ -132,35 +149,41 @@ def _in_64_bits(extra: bytes, numbers: tuple[int, int, int], disk: int, name: st
 
 
 def _local(
-    file: File, offset: int, text: bytes, size: int, crc: int, described: bool, end: int
+    file: File, offset: int, text: bytes, method: int, sizes: tuple[int, int], crc: int, described: bool, end: int
 ) -> tuple[ByteRange, int]:
-    """Where a member's bytes lie, and where the next member begins."""
+    """Where a member's bytes lie, and where the next member begins. sizes: of what is in it, and as it is stored."""
     what = brief(text.decode("utf-8", "replace"))
     if offset + LOCAL.size > end:
         raise PickleError(f"has the member {what} outside of its members")
-    mark, _, flags, method, _, _, crc_here, packed, plain, *lengths = LOCAL.unpack(file.read(offset, LOCAL.size))
+    mark, _, flags, method_here, _, _, crc_here, packed, plain, *lengths = LOCAL.unpack(file.read(offset, LOCAL.size))
     start = offset + LOCAL.size + sum(lengths)
-    after = start + size
-    if mark != b"PK\3\4" or method or flags & ~FLAGS or bool(flags & DESCRIBED) != described or after > end:
+    after = start + sizes[1]
+    if (
+        mark != b"PK\3\4"
+        or method_here != method
+        or flags & ~FLAGS
+        or bool(flags & DESCRIBED) != described
+        or after > end
+    ):
         raise PickleError(f"has the member {what} with a header unlike that of its directory")
     rest = file.read(offset + LOCAL.size, sum(lengths))
     if rest[: lengths[0]] != text:
         raise PickleError(f"has the member {what} under another name in its own header")
     if not described:
         plain, packed, *_ = _in_64_bits(rest[lengths[0] :], (plain, packed, 0), 0, what)
-        sizes, crc_found = (plain, packed), crc_here
+        sizes_found, crc_found = (plain, packed), crc_here
     else:
-        form = "<4sI2Q" if max(size, offset) >= FULL else "<4s3I"
+        form = "<4sI2Q" if max(*sizes, offset) >= FULL else "<4s3I"
         length = struct.calcsize(form)
         if after + length > end:
             raise PickleError(f"has the member {what} without what should be behind it")
         mark, crc_found, *both = struct.unpack(form, file.read(after, length))
-        sizes, after = tuple(both), after + length
+        sizes_found, after = (both[1], both[0]), after + length
         if mark != b"PK\7\x08":
             raise PickleError(f"has the member {what} without what should be behind it")
-    if sizes != (size, size) or crc_found != crc:
+    if sizes_found != sizes or crc_found != crc:
         raise PickleError(f"has the member {what} with a header unlike that of its directory")
-    return ByteRange(start, size), after
+    return ByteRange(start, sizes[1]), after
 
 
 def check_crc(file: File, member: Member) -> bool:
@@ -174,7 +197,59 @@ def check_crc(file: File, member: Member) -> bool:
 
 def read(file: File) -> Any:
     """The pickle of an archive: plain containers, and a TensorRecord for every tensor. Raises: PickleError."""
-    found = members(file)
+    return _read(
+        file,
+        members(file),
+        STORAGE_TYPES,
+        globals_=frozenset({EASY_DICT, ORDERED_DICT, REBUILD_TENSOR, *STORAGE_TYPES, *NUMBERS}),
+        calls={ORDERED_DICT: empty_dict, REBUILD_TENSOR: tensor, **NUMBERS},
+        newobj=frozenset({EASY_DICT}),
+        dicts=frozenset({EASY_DICT}),
+        builds={dict: metadata, DtypeRecord: BUILDS[DtypeRecord]},
+        keys=(str, int),
+    )
+
+
+def read_state_dict(file: File) -> dict[str, TensorRecord]:
+    """Likewise, where all are tensors by name. Raises: PickleError."""
+    kinds = {**STORAGE_TYPES, **COUNTS}
+    value = _read(
+        file,
+        members(file),
+        kinds,
+        globals_=frozenset({ORDERED_DICT, REBUILD_TENSOR, *kinds}),
+        calls={ORDERED_DICT: empty_dict, REBUILD_TENSOR: tensor},
+        builds={dict: metadata},
+    )
+    if not isinstance(value, dict) or not all(isinstance(record, TensorRecord) for record in value.values()):
+        raise PickleError("is a file of torch.save, but holds no state_dict: something in it is no tensor")
+    return value
+
+
+def is_script(file: File) -> bool:
+    """Whether an archive is a TorchScript. Raises: PickleError."""
+    return "constants.pkl" in members(file, code=True)
+
+
+def read_script(file: File) -> Any:
+    """The modules of a TorchScript: Instances whose states have their tensors and modules by name. Raises: PickleError.
+
+    Their classes are of the file's own code, under __torch__.
+    """
+    kinds = {**STORAGE_TYPES, **COUNTS}
+    return _read(
+        file,
+        members(file, code=True),
+        kinds,
+        globals_=frozenset({ORDERED_DICT, REBUILD_TENSOR, *kinds}),
+        calls={ORDERED_DICT: empty_dict, REBUILD_TENSOR: tensor},
+        classes=lambda module, _: module.split(".")[0] == "__torch__",
+        builds={Instance: fill_instance},
+    )
+
+
+def _read(file: File, found: Mapping[str, Member], kinds: Mapping[Global, str], **allowed: Any) -> Any:
+    """The pickle of an archive, with what `Interpreter` allows it. kinds: dtypes of storages."""
     for name in ("data.pkl", "byteorder"):
         if name in found and not check_crc(file, found[name]):
             raise PickleError(f"is damaged: its {name} does not have its checksum; fetch it again")
@@ -191,15 +266,10 @@ def read(file: File) -> Any:
         file,
         where.offset,
         where.offset + where.length,
-        globals_=frozenset({EASY_DICT, ORDERED_DICT, REBUILD_TENSOR, *STORAGE_TYPES, *NUMBERS}),
-        calls={ORDERED_DICT: _empty_dict, REBUILD_TENSOR: tensor, **NUMBERS},
-        newobj=frozenset({EASY_DICT}),
-        dicts=frozenset({EASY_DICT}),
-        builds={dict: _metadata, DtypeRecord: BUILDS[DtypeRecord]},
-        persistent=_Storages(found),
+        persistent=_Storages(found, kinds),
         budget=Budget(),
         protocols=(2,),
-        keys=(str, int),
+        **allowed,
     )
     value = interpreter.run()
     if interpreter.position != where.offset + where.length:
@@ -210,15 +280,15 @@ def read(file: File) -> Any:
 class _Storages:
     """What persistent ids stand for: each storage once, as torch writes parameters that are of no other tensor."""
 
-    def __init__(self, found: Mapping[str, Member]):
-        self._members = found
+    def __init__(self, found: Mapping[str, Member], kinds: Mapping[Global, str]):
+        self._members, self._kinds = found, kinds
         self._used: set[str] = set()
 
     def __call__(self, pid: Any) -> Storage:
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise PickleError("a persistent id is no storage")
         _, kind, key, location, numel = pid
-        if not isinstance(kind, Global) or kind not in STORAGE_TYPES:
+        if not isinstance(kind, Global) or kind not in self._kinds:
             raise PickleError("a storage is of no known type")
         if not isinstance(key, str) or not KEY.fullmatch(key) or not is_count(numel):
             raise PickleError("a storage is described in an unknown way")
@@ -227,21 +297,11 @@ class _Storages:
         if key in self._used:
             raise PickleError(f"the storage data/{key} is used twice")
         self._used.add(key)
-        member, dtype = self._members.get(f"data/{key}"), STORAGE_TYPES[kind]
+        member, dtype = self._members.get(f"data/{key}"), self._kinds[kind]
         if member is None:
             raise PickleError(f"the storage data/{key} is missing")
-        if member.data.length != numel * DTYPES[dtype].size:
+        if member.data.length != numel * size_of(dtype):
             raise PickleError(
                 f"the storage data/{key} should hold {numel} elements of {dtype} and holds {member.data.length} bytes"
             )
         return Storage(dtype, numel, member.data, member.crc)
-
-
-def _empty_dict(_file: File) -> dict:
-    return {}
-
-
-def _metadata(target: dict, state: Any):
-    """What torch sets as an attribute of a state_dict: the versions of its modules, of no use here."""
-    if not isinstance(state, dict) or state.keys() != {"_metadata"}:
-        raise PickleError("BUILD does not fit a dictionary")

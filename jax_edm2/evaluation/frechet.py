@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_edm2.evaluation.moments import Statistics, rank
+from jax_edm2.evaluation.moments import Statistics, rank, refuse_negative, symmetric
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -28,34 +28,25 @@ class Distance(NamedTuple):
 def frechet_distance(one: Statistics, other: Statistics) -> Distance:
     """In float64, singular covariances too; where counts are known, no more directions count than features can span.
 
-    Takes some seconds for 2,048 features. Raises: ValueError for statistics of different sizes, or a covariance with an
-    eigenvalue below 0 by more than rounding.
+    Takes some seconds for 2,048 features; half of them are for the root of `other`, which is kept.
+    Raises: ValueError for statistics of different sizes, or a covariance with an eigenvalue below 0 by more than
+    rounding.
     """
     size = one.mean.size
     if other.mean.size != size:
         raise ValueError(f"statistics of {size} and of {other.mean.size} features have no distance")
     apart = one.mean - other.mean
     traces = float(np.trace(one.covariance) + np.trace(other.covariance))
-    root = _root(one)
-    values = np.maximum(np.linalg.eigvalsh(_symmetric(root @ _symmetric(other.covariance) @ root.T)), 0.0)  # ascending
+    root = other.root
+    values = np.linalg.eigvalsh(symmetric(root @ symmetric(one.covariance) @ root.T))  # ascending
+    refuse_negative(values, float(np.square(one.mean).max()) * float(np.abs(other.covariance).max()))
+    below, values = max(-float(values[0]), 0.0), np.maximum(values, 0.0)
     spanned = min(rank(one.count, size), rank(other.count, size))
     left_out, values = values[: size - spanned], values[size - spanned :]
     roots = np.sqrt(values)
     value = float(apart @ apart) + traces - 2 * float(roots.sum())
     # An eigenvalue that is off by `off` has a root that is off by off / (2 root), and by the root of it at most.
-    off = size * EPS * float(values[-1])
+    off = size * EPS * float(values[-1]) + 2 * below
     each = np.minimum(off / np.maximum(2 * roots, np.sqrt(off) or 1.0), np.sqrt(off))
     error = 2 * float(each.sum() + np.sqrt(left_out).sum()) + size * EPS * (float(apart @ apart) + traces)
     return Distance(max(value, 0.0), error)
-
-
-def _root(statistics: Statistics) -> np.ndarray:
-    """R with Rᵀ R the covariance. Raises: ValueError."""
-    values, vectors = np.linalg.eigh(_symmetric(statistics.covariance))
-    if values[0] < -1e-6 * values[-1] - 1e-10 * float(np.square(statistics.mean).max()):
-        raise ValueError(f"a covariance has the eigenvalue {values[0]:.3g}: it is of no features")
-    return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-
-
-def _symmetric(matrix: np.ndarray) -> np.ndarray:
-    return (matrix + matrix.T) / 2

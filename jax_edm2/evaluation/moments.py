@@ -1,6 +1,7 @@
 """Mean and covariance of features, from sums in float64 that any number of processes may gather and merge. No jax."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,13 @@ class Statistics:
             raise ValueError("the covariance is not symmetric")
         if self.count is not None and self.count < 2:
             raise ValueError(f"{self.count} features have no covariance: two at least")
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """R [D, D] with Rᵀ R the covariance. Raises: ValueError for one that is not of any features."""
+        values, vectors = np.linalg.eigh(symmetric(self.covariance))
+        refuse_negative(values, float(np.square(self.mean).max()))
+        return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
 
 
 class Moments:
@@ -68,13 +76,38 @@ class Moments:
         both.total, both.outer = self.total + other.total, self.outer + other.outer
         return both
 
+    def packed(self) -> np.ndarray:
+        """All of it as one float64 array, of which `unpacked` makes the same."""
+        return np.concatenate([[self.count], self.total, self.outer.reshape(-1)])
+
+    @classmethod
+    def unpacked(cls, values: np.ndarray, size: int) -> "Moments":
+        """Raises: ValueError for what is not of moments of that size."""
+        values = np.asarray(values, np.float64)
+        if values.shape != (1 + size + size**2,) or not np.isfinite(values).all() or values[0] < 0 or values[0] % 1:
+            raise ValueError(f"these are no moments of {size} features")
+        found = cls(size)
+        found.count, found.total = int(values[0]), values[1 : 1 + size].copy()
+        found.outer = values[1 + size :].reshape(size, size).copy()
+        return found
+
     def statistics(self) -> Statistics:
         """Raises: ValueError for fewer than two features."""
         if self.count < 2:
             raise ValueError(f"{self.count} features have no covariance: two at least")
         mean = self.total / self.count
         covariance = (self.outer - np.outer(mean, mean) * self.count) / (self.count - 1)
-        return Statistics(mean, (covariance + covariance.T) / 2, self.count)
+        return Statistics(mean, symmetric(covariance), self.count)
+
+
+def refuse_negative(values: np.ndarray, scale: float):
+    """Raises: ValueError for ascending eigenvalues below 0 by more than rounding. scale: of what was subtracted."""
+    if values[0] < -1e-6 * values[-1] - 1e-10 * scale:
+        raise ValueError(f"a covariance has the eigenvalue {values[0]:.3g}: it is of no features")
+
+
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    return (matrix + matrix.T) / 2
 
 
 def rank(count: int | None, size: int) -> int:

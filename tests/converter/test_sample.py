@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import jax_edm2
+from jax_edm2.converter.drawing_request import resolve
 from jax_edm2.converter.errors import SampleError, UsageError
-from jax_edm2.converter.sample import sample
-from jax_edm2.converter.sample_request import SampleRequest, resolve
+from jax_edm2.converter.sample import SampleRequest, sample
 from jax_edm2.converter.sources import Fetching
 from jax_edm2.record import Sampler
 from jax_edm2.settings import Settings
@@ -88,7 +88,6 @@ def test_values_that_are_not_finite(digits, digits_checkpoint, tmp_path, capfd):
 
 def test_what_is_wrong_in_itself(tmp_path):
     for values, text in (
-        ({}, "give --preset NAME or --net PATH"),
         ({"net": "x", "grid": True, "latents": True}, "--grid goes with neither"),
         ({"net": "x", "sigma_min": 5, "sigma_max": 2}, "must be 0 < sigma_min <= sigma_max, not 5 and 2"),
         ({"net": "x", "sampler": "ddim"}, "sampler must be one of heun, euler, dpmpp-2m, not 'ddim'"),
@@ -99,6 +98,7 @@ def test_what_is_wrong_in_itself(tmp_path):
 
 def test_what_a_request_comes_to(digits_pkl, tmp_path):
     for values, text in (
+        ({}, "give --preset NAME or --net PATH"),
         ({"net": "nowhere.pkl"}, "there is no such file or folder"),
         ({"net": str(digits_pkl), "guidance": 2.0}, "needs a guiding network"),
         ({"net": str(digits_pkl), "gnet": str(digits_pkl)}, "--gnet needs --guidance"),

@@ -41,7 +41,7 @@ def test_the_library_needs_no_tool():
 
 
 @pytest.mark.parametrize(
-    "name", ["downloads.cache_contents", "conversion", "devices", "sample", "sample_request", "sources"]
+    "name", ["downloads.cache_contents", "conversion", "devices", "sample", "drawing_request", "sources"]
 )
 def test_importing_the_library_starts_nothing(name):
     """What takes long is imported when it is needed."""

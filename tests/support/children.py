@@ -20,7 +20,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "jax_edm2.converter.downloads.download",
-        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "dataset", "sample", "train", "verify")),
+        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "dataset", "metrics", "sample", "train", "verify")),
         *(f"jax_edm2.{name}" for name in ("generation", "decoding")),
         *(f"jax_edm2.converter.{name}" for name in ("train.loop", "dataset.convert", "dataset.latents")),
         *("orbax.checkpoint", "tests.support.children"),
@@ -79,7 +79,46 @@ def train(data: str, outdir: str, images: int, devices: int, checkpoint: int):
     train(request(Path(data), Path(outdir), images, checkpoint=checkpoint))
 
 
+def reference(
+    data: str,
+    dest: str,
+    resume: str | None,
+    devices: int = 1,
+    cluster: tuple[str, int, int] | None = None,
+    batch: int = 8,
+):
+    """Statistics of pictures with a tiny detector, as `edm2-metrics ref` makes them, saved after every batch.
+
+    cluster: where process 0 is, how many processes there are, and which this is.
+    """
+    import jax
+
+    from jax_edm2.converter.devices import Cluster, start
+    from jax_edm2.converter.metrics import measuring
+    from jax_edm2.converter.metrics.request import Detection, RefRequest
+    from jax_edm2.converter.metrics.run import reference
+    from tests.support.detectors import tiny_detector
+
+    measuring.find_detector = tiny_detector
+    jax.config.update("jax_num_cpu_devices", devices)
+    start("cpu", None if cluster is None else Cluster(*cluster))
+    folder = None if resume is None else Path(resume)
+    detection = Detection(metrics=("fd_dinov2",), batch=batch, resume=folder, save_every=0)
+    reference(RefRequest(data=Path(data), dest=Path(dest), force=True, detection=detection))
+
+
+def peak_of_reference(data: str, dest: str, peak: str):
+    """Likewise; `peak` gets the MB that it took above the imports."""
+
+    import tests.support.detectors  # noqa: F401
+
+    before = _peak()
+    reference(data, dest, None, batch=64)
+    Path(peak).write_text(f"{_peak() - before:.1f}")
+
+
 COMMANDS = {
+    "edm2-metrics": "jax_edm2.converter.cli.metrics",
     "edm2-train": "jax_edm2.converter.cli.train",
     "edm2-convert": "jax_edm2.converter.cli.convert",
     "edm2-dataset": "jax_edm2.converter.cli.dataset",

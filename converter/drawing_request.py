@@ -1,6 +1,5 @@
-"""What is to be sampled: a request, completed by what its preset or checkpoint says."""
+"""What is to draw: a request, completed by what its preset or checkpoint says."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from .sources import Fetching, Location, locate
 
 DEFAULT = Sampler()
 SCHEDULE = ("num_steps", "sigma_min", "sigma_max", "rho")
-GRID_ALONE = "--grid goes with neither --latents nor several processes"
 
 
-@dataclass(frozen=True)
-class SampleRequest:
-    """Pictures that are to be drawn, a picture for each of `seeds`, and the folder for them.
+@dataclass(frozen=True, kw_only=True)
+class DrawRequest:
+    """What is to be drawn with, and how.
 
     preset: a published network's name. net: a checkpoint's path, or a snapshot's path or URL, in place of the preset's
     network. gnet: the guiding network, and guidance: its strength, 1 for none; by default the preset's, or what the
@@ -31,20 +29,16 @@ class SampleRequest:
     sigma_max and rho, by default what the checkpoint says. rng: one of `jax_edm2.generation.RNGS`. precision: of the
     activations; auto is float16 on a GPU where generate_images.py would use it, else float32. nvlabs_rounding: gains
     are rounded as generate_images.py does. vae: by default what the network names. vae_batch: latents that are decoded
-    at once on a device. latents: arrays of what the network gives are saved in place of pictures. subdirs: there is a
-    folder for every 1,000 seeds. grid: there is a contact sheet, too. skip_existing: pictures that are there, whole,
-    and made in the same way, are left; force: those made otherwise are made again, else refused.
+    at once on a device.
     Raises: UsageError for values that make no sense in themselves.
     """
 
-    outdir: Path
     preset: str | None = None
     net: str | None = None
     gnet: str | None = None
     guidance: float | None = None
     interval: tuple[float, float] | None = None
     unconditional: bool = False
-    seeds: Sequence[int] = (16, 17, 18, 19)
     class_idx: int | None = None
     batch: int = 32
     sampler: str = Settings.sampler
@@ -58,20 +52,9 @@ class SampleRequest:
     nvlabs_rounding: bool = False
     vae: str | None = None
     vae_batch: int = 4
-    latents: bool = False
-    subdirs: bool = False
-    grid: bool = False
-    skip_existing: bool = False
-    force: bool = False
     fetching: Fetching = field(default_factory=Fetching)
 
     def __post_init__(self):
-        if self.grid and self.latents:
-            raise UsageError(GRID_ALONE)
-        if self.preset is None and self.net is None:
-            raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
-        if self.force and not self.skip_existing:
-            raise UsageError("--force goes with --skip-existing; without, everything is made again")
         self.settings(2.0)
 
     def settings(self, guidance: float, recorded: Sampler = DEFAULT) -> Settings:
@@ -100,7 +83,7 @@ class Resolved:
     settings: Settings
 
 
-def resolve(request: SampleRequest) -> Resolved:
+def resolve(request: DrawRequest) -> Resolved:
     """Nothing is fetched, and of networks the record of a checkpoint alone is read.
 
     Raises: UsageError, ConverterError, CheckpointError, OSError.
@@ -111,11 +94,13 @@ def resolve(request: SampleRequest) -> Resolved:
     return Resolved(net, guide, request.settings(guidance, recorded))
 
 
-def _networks(request: SampleRequest) -> tuple[Location, Location | None, float, Sampler]:
+def _networks(request: DrawRequest) -> tuple[Location, Location | None, float, Sampler]:
     """The network, its guide, and how strong that guides: of the request, else of the preset, or of the checkpoint.
 
     And what the checkpoint says of sampling.
     """
+    if request.preset is None and request.net is None:
+        raise UsageError("give --preset NAME or --net PATH; edm2-convert --list-presets shows the presets")
     guidance, recorded = request.guidance, DEFAULT
     location, preset = locate(None, request.preset) if request.preset is not None else (None, None)
     if request.net is not None or location is None:
