@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ meshes: $(READY)  ## every function that computes, on meshes of four (host) devi
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.surveys.sampling $(ARGS)
+
+datasets: $(READY)  ## edm2-dataset beside NVlabs' dataset_tool.py: make datasets ARGS="--nvlabs DIR"
+	$(BIN)/python -m tests.surveys.datasets $(ARGS)
 
 golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--check writes nothing
 	$(BIN)/python -m golden.manifests $(ARGS)

@@ -27,6 +27,7 @@ from jax_edm2.tensors import Hashes
 from .errors import ConverterError
 from .names import jax_path
 from .progress import Advance
+from .threads import cpus
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Averages:
                 if (done := self._tensor(name, outputs, room, advance, ended)) is not None:
                     journal.add(name, done)
 
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, MOST_THREADS)
+        threads = min(cpus(), MOST_THREADS)
         with ThreadPoolExecutor(threads) as pool:
             try:
                 for future in [pool.submit(work) for _ in range(threads)]:

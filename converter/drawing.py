@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2 import __version__, strict_json
-from jax_edm2.dtypes import not_finite
 
 from . import embedded
 from .drawing_request import DrawRequest, Resolved
 from .errors import SampleError
-from .networks import LoadedNetwork, load_network
+from .networks import LoadedNetwork, load_network, refuse_not_finite
 from .progress import Warn
 from .sources import Location
 from .vae import find_vae
@@ -58,7 +57,6 @@ def prepare(request: DrawRequest, resolved: Resolved, warn: Warn, *, latents: bo
                     f"{main.name}: draws {channels} channels and names no VAE: no pictures; use --latents"
                 )
             if vae is not None:
-                _refuse_not_finite("the VAE", vae[1])
                 shape = vae[0].config.out_channels, size * vae[0].scale, size * vae[0].scale
             decoder = make_decoder(main.record.encoder, vae, request.vae_batch)
         generator = Generator(
@@ -102,7 +100,7 @@ def _load(request: DrawRequest, location: Location, warn: Warn) -> LoadedNetwork
     loaded = load_network(request.fetching.bring(location), location.name, dtype)
     if line := embedded.warning(loaded.name, loaded.record.code):
         warn(line)
-    _refuse_not_finite(loaded.name, loaded.variables)
+    refuse_not_finite(loaded.name, loaded.variables)
     if request.nvlabs_rounding:
         if "float16" not in loaded.record.dtype.split("+"):
             raise SampleError(
@@ -111,14 +109,3 @@ def _load(request: DrawRequest, location: Location, warn: Warn) -> LoadedNetwork
             )
         loaded = dataclasses.replace(loaded, variables=nvlabs_gains(loaded.variables))
     return loaded
-
-
-def _refuse_not_finite(name: str, variables: Any):
-    """A network with NaN or infinite weights draws black pictures. Raises: SampleError."""
-    import numpy as np
-    from flax.traverse_util import flatten_dict
-
-    counts = {path: not_finite(np.asarray(leaf)) for path, leaf in flatten_dict(dict(variables), sep="/").items()}
-    if bad := [f"{path} ({count:,})" for path, count in counts.items() if count]:
-        shown, more = ", ".join(bad[:5]), f" and {len(bad) - 5:,} more tensors" if len(bad) > 5 else ""
-        raise SampleError(f"{name}: has values that are NaN or infinite, in {shown}{more}; it would draw nothing")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax_edm2.dtypes import not_finite
 from jax_edm2.record import Record, tensors_digest
 from jax_edm2.tensors import stored_dtype
 
 from .convert import checkpoint_tensors, describe
+from .errors import ConverterError
 from .names import jax_path
 from .opening import is_checkpoint
 from .snapshot import read_snapshot
@@ -18,6 +20,10 @@ from .weights import Weights
 
 if TYPE_CHECKING:
     from jax_edm2.network import Precond
+
+
+class NotFiniteError(ConverterError):
+    """A network with NaN or infinite weights, with which nothing can be computed."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +91,14 @@ def record_of(snapshot: Weights, name: str | None = None, not_finite: dict[str, 
     digest, count = tensors_digest(lines), sum(not_finite.values())
     record = describe(snapshot, name)
     return dataclasses.replace(record, dtype=stored_dtype(tensors), digest=digest, not_finite=count)
+
+
+def refuse_not_finite(name: str, variables: Any):
+    """name: of a network, for the user. Raises: NotFiniteError."""
+    import numpy as np
+    from flax.traverse_util import flatten_dict
+
+    counts = {path: not_finite(np.asarray(leaf)) for path, leaf in flatten_dict(dict(variables), sep="/").items()}
+    if bad := [f"{path} ({count:,})" for path, count in counts.items() if count]:
+        shown, more = ", ".join(bad[:5]), f" and {len(bad) - 5:,} more tensors" if len(bad) > 5 else ""
+        raise NotFiniteError(f"{name}: has values that are NaN or infinite, in {shown}{more}; it computes nothing else")

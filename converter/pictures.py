@@ -60,7 +60,7 @@ class Folder:
                 if self.suffix == ".npy":
                     np.save(file, array)
                 else:
-                    _image(array).save(file, "PNG", pnginfo=_note(about))
+                    image_of(array).save(file, "PNG", pnginfo=_note(about))
             os.replace(temporary, target)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(target)) from None
@@ -152,7 +152,8 @@ def _name(network: Any) -> str:
     return f"{name:.60} ({digest.removeprefix('sha256:'):.8})"
 
 
-def _image(array: np.ndarray) -> Image.Image:
+def image_of(array: np.ndarray) -> Image.Image:
+    """Of uint8 [C, H, W], with C 1 or 3. Raises: PictureError."""
     channels = array.shape[0]
     if channels not in MODES:
         raise PictureError(f"images of {channels} channels cannot be PNG files; --latents saves them as arrays")
@@ -183,7 +184,7 @@ def contact_sheet(paths: Sequence[Path], target: Path):
 
 def sheet_of(images: Sequence[Image.Image | np.ndarray]) -> Image.Image:
     """Pictures of one kind, or uint8 arrays [C, H, W], in rows, as square as it gets. Raises: PictureError."""
-    tiles = [image if isinstance(image, Image.Image) else _image(image) for image in images]
+    tiles = [image if isinstance(image, Image.Image) else image_of(image) for image in images]
     width, height = tiles[0].size
     scale = max(1, -(-TILE // width))
     width, height = width * scale, height * scale

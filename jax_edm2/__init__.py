@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
     from jax_edm2.training.loss import denoising_loss, project_to_sphere
     from jax_edm2.training_state import TrainingState, load_training_state, save_training_state
-    from jax_edm2.vae import VAEDecoder, VAEError, load_vae
+    from jax_edm2.vae import VAEDecoder, VAEEncoder, VAEError, load_vae, load_vae_encoder
 
 _HOME = {
     "CheckpointError": "tensors",
@@ -62,6 +62,7 @@ _HOME = {
     "TrainingState": "training_state",
     "UNet": "network",
     "VAEDecoder": "vae",
+    "VAEEncoder": "vae",
     "VAEError": "vae",
     "denoiser": "sampling",
     "denoising_loss": "training.loss",
@@ -76,6 +77,7 @@ _HOME = {
     "load": "checkpoint",
     "load_training_state": "training_state",
     "load_vae": "vae",
+    "load_vae_encoder": "vae",
     "make_decoder": "decoding",
     "noise_levels": "settings",
     "nvlabs_gains": "folding",

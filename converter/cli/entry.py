@@ -25,6 +25,10 @@ def train():
     _run("train")
 
 
+def dataset():
+    _run("dataset")
+
+
 def metrics():
     _run("metrics")
 

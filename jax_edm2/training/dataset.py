@@ -1,17 +1,11 @@
 """Training data as NVlabs' dataset_tool.py writes it: a folder or ZIP of PNG and NPY files, and dataset.json.
 
-Format: dataset.json is {"labels": [[file name, class], ...]} or {"labels": null}. Pictures are uint8 [C, H, W], latents
-float32 [2 C, h, w], means and then standard deviations. Files are numbered in the order of their names. Nothing here
-executes or unpickles anything, and every size is checked before it is allocated. Needs no jax.
+Pictures are uint8 [C, H, W], latents float32 [2 C, h, w], means and then standard deviations. Files are numbered in the
+order of their names. Needs no jax.
 """
 
 import io
-import json
-import math
 import os
-import threading
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,17 +13,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-LABELS = "dataset.json"
+from jax_edm2.dataset_files import LABELS, MOST_SIDE, DatasetError, open_files, read_labels, read_npy
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MOST_FILES, MOST_LABELS = 2**24, 2**20
 MOST_BYTES = 64 * 2**20  # of one file
-MOST_JSON = 2**30
-MOST_SIDE, MOST_CHANNELS = 4096, 64
-NPY_HEADER = 4096
-
-
-class DatasetError(ValueError):
-    """A dataset that is missing, broken, or not one network's: which file, what was found, and what to do."""
 
 
 class ImageDataset:
@@ -46,7 +33,7 @@ class ImageDataset:
         Raises: DatasetError, OSError.
         """
         self.path = Path(path)
-        self._files = _Folder(self.path) if self.path.is_dir() else _Zip(self.path)
+        self._files = open_files(self.path)
         self.names = sorted(name for name in self._files.names if _suffix(name) in (*PICTURES, ".npy"))
         if not self.names:
             raise DatasetError(f"{self.path}: holds no images: dataset_tool.py writes .png or .npy files")
@@ -85,7 +72,7 @@ class ImageDataset:
     def _read(self, name: str, shape: tuple[int, ...] | None) -> np.ndarray:
         """An image, which must have this shape."""
         data = self._files.read(name, MOST_BYTES)
-        found = _npy(data) if _suffix(name) == ".npy" else _picture(data, shape)
+        found = read_npy(data) if _suffix(name) == ".npy" else _picture(data, shape)
         if isinstance(found, str):
             raise self._wrong(name, found)
         if shape is not None and found.shape != shape:
@@ -96,27 +83,9 @@ class ImageDataset:
 
     def _labels(self) -> np.ndarray | None:
         """The class of every image, int64, or None if there are no labels."""
-        if LABELS not in self._files.names:
+        found = read_labels(self._files)
+        if found is None:
             return None
-        try:
-            content = json.loads(self._files.read(LABELS, MOST_JSON))
-        except (ValueError, RecursionError) as error:
-            raise self._wrong(LABELS, f"is no JSON: {' '.join(str(error).split())[:100]}") from None
-        pairs = content.get("labels") if isinstance(content, dict) else content
-        if isinstance(content, dict) and pairs is None:
-            return None
-        form = 'must be {"labels": [["file name", class], ...]}'
-        if not isinstance(pairs, list):
-            raise self._wrong(LABELS, form)
-        found: dict[str, int] = {}
-        for pair in pairs:
-            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) is int):
-                raise self._wrong(LABELS, f"{form}, and has {json.dumps(pair)[:100]}")
-            if not 0 <= pair[1] < MOST_LABELS:
-                raise self._wrong(LABELS, f"says that {pair[0]!a:.100} is of class {pair[1]}")
-            if pair[0] in found:
-                raise self._wrong(LABELS, f"names {pair[0]!a:.100} twice")
-            found[pair[0]] = pair[1]
         if missing := [name for name in self.names if name not in found]:
             raise self._wrong(
                 LABELS,
@@ -189,92 +158,3 @@ def _picture(data: bytes, shape: tuple[int, ...] | None) -> np.ndarray | str:
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
         return f"is no picture that can be read: {' '.join(str(error).split())[:100]}"
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _npy(data: bytes) -> np.ndarray | str:
-    """float32 or uint8 [C, H, W], or what is wrong."""
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream, max_header_size=NPY_HEADER)
-    except (ValueError, KeyError, SyntaxError, EOFError, RecursionError) as error:
-        return f"is no NPY file that can be read: {' '.join(str(error).split())[:100]}"
-    if dtype.str not in ("<f4", "|u1", "<f2", "<f8") or fortran:
-        return f"holds {dtype.str!a:.30}{' in Fortran order' * fortran}, not float32 or uint8"
-    if len(shape) < 3 or math.prod(shape[:-2]) > MOST_CHANNELS or max(shape) > MOST_SIDE or not math.prod(shape):
-        return f"is {list(shape)}, not [channels, height, width]"
-    size, there = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
-    if size != there:
-        return f"says {size} bytes of values, and has {there}"
-    values = np.frombuffer(data, dtype, offset=stream.tell()).reshape(-1, *shape[-2:])
-    if dtype.kind == "f" and not np.isfinite(values).all():
-        return "has values that are not finite"
-    return values if dtype == np.uint8 else values.astype(np.float32)
-
-
-class _Folder:
-    def __init__(self, path: Path):
-        self._path = path
-        self.names: set[str] = set()
-        for folder, _, files in os.walk(path):
-            self.names |= {Path(folder, name).relative_to(path).as_posix() for name in files}
-            if len(self.names) > MOST_FILES:
-                raise DatasetError(f"{path}: has more than {MOST_FILES:,} files")
-
-    def read(self, name: str, most: int) -> bytes:
-        try:
-            with open(self._path / name, "rb") as file:
-                data = file.read(most + 1)
-        except OSError as error:
-            raise DatasetError(f"{self._path}: {name!a:.200} cannot be read: {error.strerror}") from None
-        if len(data) > most:
-            raise DatasetError(f"{self._path}: {name!a:.200} has more than {most:,} bytes")
-        return data
-
-
-class _Zip:
-    """Its members are read, never extracted. A process that was forked opens the file again."""
-
-    def __init__(self, path: Path):
-        self._path, self._lock = path, threading.Lock()
-        self._open()
-        entries = self._zip.infolist()
-        self.names = {entry.filename for entry in entries if not entry.is_dir()}
-        if len(entries) > MOST_FILES:
-            raise DatasetError(f"{path}: has more than {MOST_FILES:,} files")
-        if len(self.names) != sum(not entry.is_dir() for entry in entries):
-            raise DatasetError(f"{path}: two files in it have one name")
-        for name in self.names:
-            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-                raise DatasetError(f"{path}: {name!a:.200} is no name of a file in a dataset")
-
-    def _open(self):
-        try:
-            self._zip, self._process = zipfile.ZipFile(self._path), os.getpid()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise DatasetError(f"{self._path}: is no ZIP file that can be read: {str(error)[:100]}") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "names": self.names}
-
-    def __setstate__(self, state: dict[str, Any]):
-        self.__dict__ |= {**state, "_lock": threading.Lock(), "_process": -1}
-
-    def read(self, name: str, most: int) -> bytes:
-        if self._process != os.getpid():
-            with self._lock:
-                self._open()
-        entry = self._zip.getinfo(name)
-        if entry.file_size > most:
-            raise DatasetError(f"{self._path}: {name!a:.200} has {entry.file_size:,} bytes, and may have {most:,}")
-        if entry.flag_bits & 1:
-            raise DatasetError(f"{self._path}: {name!a:.200} is encrypted")
-        try:
-            with self._zip.open(entry) as file:
-                data = file.read(most + 1)  # whatever its entry says
-        except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError, zlib.error) as error:
-            raise DatasetError(f"{self._path}: {name!a:.200} is broken: {str(error)[:100]}") from None
-        if len(data) != entry.file_size:
-            raise DatasetError(f"{self._path}: {name!a:.200} is not as long as its entry says")
-        return data

@@ -33,7 +33,7 @@ def small_vae(path: Path, config: bytes | None = None, edit: Callable[[dict], An
     shutil.copy(sound("safetensors"), path.with_name(SAFETENSORS))
     path.mkdir()
     rng = np.random.default_rng(0)
-    shapes = VAEConfig(**{**SMALL, "block_out_channels": (8, 16)}).tensors
+    shapes = VAEConfig(**{**SMALL, "block_out_channels": (8, 16)}).decoder_tensors
     tensors = {name: (rng.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
     edit(tensors)
     safetensors.numpy.save_file(tensors, path / WEIGHTS)
@@ -61,7 +61,7 @@ vae("layers of a list", "layers_per_block is a value of type list", {"layers_per
 vae("4,000 layers", "layers_per_block is 4000", {"layers_per_block": 4000})
 vae("layers of 1.0", "layers_per_block is 1.0", {"layers_per_block": 1.0})
 vae("no groups", "norm_num_groups is 0", {"norm_num_groups": 0})
-vae("3 groups", "make no decoder with 3 groups", {"norm_num_groups": 3})
+vae("3 groups", "make no VAE with 3 groups", {"norm_num_groups": 3})
 vae("more channels than the file has", "decoder.conv_out.weight is [3, 8, 3, 3]", {"out_channels": 4096})
 vae("another class", "describes a VQModel", {"_class_name": "VQModel"})
 vae("a class that is an object", "describes a nameless with silu", {"_class_name": {"a": 1}})

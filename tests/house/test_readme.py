@@ -27,7 +27,7 @@ def test_python_examples(code, digits_checkpoint, monkeypatch, capsys):
 
 def test_commands_are_found():
     found = commands()
-    tools = {"edm2-convert", "edm2-verify", "edm2-sample", "edm2-train"}
+    tools = {"edm2-convert", "edm2-verify", "edm2-sample", "edm2-train", "edm2-dataset"}
     assert {command.split()[0] for command in found} == {"make", "pip", *tools}
     assert len(found) >= 15
     assert not any("#" in command for command in found)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import zipfile
 
@@ -10,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from jax_edm2.dataset_files import open_files
 from jax_edm2.record import Encoder
 from jax_edm2.training import DatasetError, ImageDataset, batches, encode
 
@@ -183,6 +185,22 @@ def test_refused_by_name(tmp_path, case, where):
         read_all(written(tmp_path / where, files))
     assert str(raised.value).startswith(str(tmp_path / where))
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_in_a_folder(tmp_path):
+    """Files alone: a pipe would never end. Folders that are linked to are followed on demand, and in no circle."""
+    folder = written(tmp_path / "x", pictures())
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "z.png").write_bytes(png((1, 1, 1)))
+    (folder / "linked").symlink_to(tmp_path / "y")
+    os.mkfifo(folder / "pipe.png")
+    assert len(ImageDataset(folder)) == COUNT
+    assert open_files(folder, links=True).names == {*pictures(), "linked/z.png"}
+    (tmp_path / "y" / "back").symlink_to(folder)
+    with pytest.raises(DatasetError, match="'linked/back' is a link to a folder that it lies in"):
+        open_files(folder, links=True)
+    with pytest.raises(DatasetError, match=r"pipe\.png: is neither a folder nor a ZIP file"):
+        ImageDataset(folder / "pipe.png")
 
 
 def test_refused_archives(tmp_path):

@@ -1,4 +1,4 @@
-"""The VAE's decoder is diffusers' AutoencoderKL, and latents become pictures as in NVlabs' encoder."""
+"""The VAE's halves are those of diffusers' AutoencoderKL, and latents become pictures as in NVlabs' encoder."""
 
 import json
 import warnings
@@ -13,7 +13,8 @@ import torch
 from jax_edm2.decoding import make_decoder, raw_latents
 from jax_edm2.record import Encoder
 from jax_edm2.torch_ref.encoders import StabilityVAEEncoder
-from jax_edm2.vae import CONFIG, WEIGHTS, VAEConfig, VAEError, load_vae
+from jax_edm2.vae import CONFIG, WEIGHTS, VAEConfig, VAEError, load_vae, load_vae_encoder
+from jax_edm2.vae.network import _Layers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -21,8 +22,11 @@ with warnings.catch_warnings():
 
 PUBLISHED = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
 SMALL = {"block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
-NO_ATTENTION = {**SMALL, "mid_block_add_attention": False, "use_post_quant_conv": False, "latent_channels": 3}
-BOUND = 3e-6  # relative; measured: 1.0e-6 (PyTorch itself: 2.1e-6)
+NO_ATTENTION = {
+    **SMALL, "mid_block_add_attention": False, "use_quant_conv": False, "use_post_quant_conv": False,
+    "latent_channels": 3,
+}  # fmt: skip
+BOUND = 3e-6  # relative; measured: 1.0e-6 decoding (PyTorch itself: 2.1e-6), 1.2e-6 encoding (PyTorch: 1.3e-6)
 
 
 def torch_vae(**config):
@@ -59,9 +63,51 @@ def test_decoder_equals_diffusers(config, tmp_path):
     assert np.linalg.norm(ours - truth) / np.linalg.norm(truth) < BOUND
 
 
+@pytest.mark.parametrize("size", [(8, 24), (20, 17)], ids=str)  # in pixels; the second leaves some over
+@pytest.mark.parametrize("config", [PUBLISHED, SMALL, NO_ATTENTION], ids=["published", "small", "no attention"])
+def test_encoder_equals_diffusers(config, size, tmp_path):
+    vae = torch_vae(**config)
+    vae.save_pretrained(tmp_path)
+    encoder, params = load_vae_encoder(tmp_path)
+    x = torch.rand(2, 3, *size)
+    ours = np.asarray(jax.jit(encoder)(params, x.numpy()), np.float64)
+    truth = vae.double().encode(x.double())["latent_dist"]
+    expected = torch.cat([truth.mean, truth.std], dim=1).numpy()
+    channels = 2 * encoder.config.latent_channels
+    assert ours.shape == expected.shape == (2, channels, *(side // encoder.config.scale for side in size))
+    for half in (slice(channels // 2), slice(channels // 2, None)):
+        assert np.linalg.norm(ours[:, half] - expected[:, half]) / np.linalg.norm(expected[:, half]) < BOUND
+
+
+def test_norms_of_large_pictures_are_exact():
+    """Of four at once XLA added up every value of a group in turn, on a CPU."""
+    x = np.random.default_rng(0).standard_normal((4, 256, 256, 8)).astype(np.float32) + 3
+    params = {"norm.weight": jnp.ones(8), "norm.bias": jnp.zeros(8)}
+    found = np.asarray(jax.jit(lambda x: _Layers(params, 2).norm("norm", x))(x), np.float64)
+    groups = x.astype(np.float64).reshape(4, 256, 256, 2, 4)
+    mean, std = (f(groups, axis=(1, 2, 4), keepdims=True) for f in (np.mean, np.std))
+    error = found - ((groups - mean) / std).reshape(x.shape)
+    assert np.abs(error.mean((1, 2))).max() < 7e-7  # measured: 2.3e-7, and 1.4e-5 without the order of our sums
+
+
+@pytest.mark.parametrize(("logvar", "std"), [(-1000, np.exp(-15)), (1000, np.exp(10))])
+def test_standard_deviations_are_bounded(small, logvar, std):
+    """As diffusers bounds them."""
+    encoder, params = load_vae_encoder(small[1])
+    channels = encoder.config.latent_channels
+    bias = params["quant_conv.bias"].at[channels:].set(float(logvar))
+    found = encoder({**params, "quant_conv.bias": bias}, np.zeros((1, 3, 8, 8), np.float32))
+    np.testing.assert_allclose(np.asarray(found)[:, channels:], std, rtol=1e-6)
+
+
 def test_published_names_and_shapes():
-    """sd-vae-ft-mse: 49.5 M parameters in the decoder."""
-    tensors = VAEConfig().tensors
+    """sd-vae-ft-mse: 49.5 M parameters in the decoder, 34.2 M in the encoder."""
+    tensors = VAEConfig().encoder_tensors
+    encoder = {name: shape for name, shape in tensors.items() if name.startswith("encoder.")}
+    assert sum(int(np.prod(shape)) for shape in encoder.values()) == 34_163_592
+    assert tensors["quant_conv.weight"] == (8, 8, 1, 1)
+    assert tensors["encoder.down_blocks.1.resnets.0.conv_shortcut.weight"] == (256, 128, 1, 1)
+    tensors = VAEConfig().decoder_tensors
     decoder = {name: shape for name, shape in tensors.items() if name.startswith("decoder.")}
     assert sum(int(np.prod(shape)) for shape in decoder.values()) == 49_490_179
     assert tensors["post_quant_conv.weight"] == (4, 4, 1, 1)
@@ -77,9 +123,29 @@ def test_files_of_before_diffusers_018(small, tmp_path):
         tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
     safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS)
     (tmp_path / CONFIG).write_bytes((folder / CONFIG).read_bytes())
-    ours, theirs = load_vae(tmp_path / WEIGHTS)[1], load_vae(folder)[1]
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    for load in (load_vae, load_vae_encoder):
+        ours, theirs = load(tmp_path / WEIGHTS)[1], load(folder)[1]
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("load", "beginnings", "other", "missing"),
+    [
+        (load_vae, ("decoder.", "post_quant_conv."), load_vae_encoder, "encoder"),
+        (load_vae_encoder, ("encoder.", "quant_conv."), load_vae, "decoder"),
+    ],
+)
+def test_either_half_may_be_missing(small, tmp_path, load, beginnings, other, missing):
+    tensors = safetensors.numpy.load_file(small[1] / WEIGHTS)
+    half = {key: value for key, value in tensors.items() if key.startswith(beginnings)}
+    safetensors.numpy.save_file(half, tmp_path / WEIGHTS)
+    (tmp_path / CONFIG).write_bytes((small[1] / CONFIG).read_bytes())
+    assert load(tmp_path)[1].keys() == half.keys()
+    with pytest.raises(
+        VAEError, match=rf"does not hold the {missing} of an AutoencoderKL: - .*{missing}\..* is missing"
+    ):
+        other(tmp_path)
 
 
 def test_pictures_equal_the_encoder_of_torch_ref(small):
@@ -119,6 +185,7 @@ def test_another_kind_of_decoder_is_refused(tmp_path):
     AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, **blocks, **down, **SMALL).save_pretrained(tmp_path)
     with pytest.raises(VAEError, match=r"\+ decoder.up_blocks.0.attentions.0.*is not part of it"):
         load_vae(tmp_path)
+    load_vae_encoder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +195,7 @@ def test_another_kind_of_decoder_is_refused(tmp_path):
         (lambda folder: (folder / WEIGHTS).write_bytes(b"PK\x03\x04"), "is no safetensors file"),
         (lambda folder: (folder / CONFIG).write_text("{"), "is no config.json of a VAE"),
         (lambda folder: (folder / CONFIG).write_text('{"_class_name": "VQModel"}'), "describes a VQModel"),
-        (lambda folder: (folder / CONFIG).write_text('{"block_out_channels": [9]}'), r"\[9\] make no decoder"),
+        (lambda folder: (folder / CONFIG).write_text('{"block_out_channels": [9]}'), r"\[9\] make no VAE"),
         (
             lambda folder: (folder / CONFIG).write_text('{"layers_per_block": "2"}'),
             "layers_per_block is '2'",

@@ -20,8 +20,9 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "jax_edm2.converter.downloads.download",
-        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "metrics", "sample", "train", "verify")),
-        *(f"jax_edm2.{name}" for name in ("generation", "decoding", "converter.train.loop")),
+        *(f"jax_edm2.converter.cli.{name}" for name in ("convert", "dataset", "metrics", "sample", "train", "verify")),
+        *(f"jax_edm2.{name}" for name in ("generation", "decoding")),
+        *(f"jax_edm2.converter.{name}" for name in ("train.loop", "dataset.convert", "dataset.latents")),
         *("orbax.checkpoint", "tests.support.children"),
     ]
 )
@@ -120,6 +121,7 @@ COMMANDS = {
     "edm2-metrics": "jax_edm2.converter.cli.metrics",
     "edm2-train": "jax_edm2.converter.cli.train",
     "edm2-convert": "jax_edm2.converter.cli.convert",
+    "edm2-dataset": "jax_edm2.converter.cli.dataset",
     "edm2-phema": "jax_edm2.converter.cli.phema",
     "edm2-sample": "jax_edm2.converter.cli.sample",
     "edm2-verify": "jax_edm2.converter.cli.verify",

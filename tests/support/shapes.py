@@ -3,4 +3,4 @@
 from beartype import BeartypeConf, beartype
 
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an integer is a float, too
-MODULES = [f"jax_edm2.{name}" for name in ("decoding", "network", "ops", "sampling", "training.loss", "vae")]
+MODULES = [f"jax_edm2.{name}" for name in ("decoding", "network", "ops", "sampling", "training.loss", "vae.network")]

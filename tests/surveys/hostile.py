@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.corpora import (
     hostile_checkpoints,
+    hostile_datasets,
     hostile_networks,
     hostile_orbax,
     hostile_snapshots,
@@ -28,6 +29,7 @@ from tests.support import children
 
 CORPORA = (
     hostile_snapshots, hostile_networks, hostile_checkpoints, hostile_orbax, hostile_vaes, hostile_states,
+    hostile_datasets,
 )  # fmt: skip
 INPUTS = [case for corpus in CORPORA for case in corpus.INPUTS]
 CHARACTERS = 2000

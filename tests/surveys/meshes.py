@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_edm2
 from jax_edm2.record import Encoder
-from jax_edm2.vae import VAEConfig, VAEDecoder
+from jax_edm2.vae import VAEConfig, VAEDecoder, VAEEncoder
 
 SMALL = {"num_blocks": 1, "channel_mult": [1], "channel_mult_emb": 1, "attn_resolutions": [8], "channels_per_head": 16}
 BATCH, LABELS = 8, 4
@@ -41,21 +41,27 @@ def stored(folder: str) -> Path:
 
 def inputs():
     rng = np.random.default_rng(0)
-    images, latents = (rng.standard_normal((BATCH, *shape), np.float32) for shape in ((1, 8, 8), (4, 4, 4)))
+    shapes = (1, 8, 8), (4, 4, 4), (3, 8, 8)
+    images, latents, pictures = (rng.standard_normal((BATCH, *shape), np.float32) for shape in shapes)
     sigma, labels = np.exp(np.linspace(-4, 4, BATCH, dtype=np.float32)), np.eye(LABELS, dtype=np.float32)
-    return images, sigma, labels[np.arange(BATCH) % LABELS], latents
+    return images, sigma, labels[np.arange(BATCH) % LABELS], latents, pictures
+
+
+VAE = VAEConfig(block_out_channels=(16, 16), norm_num_groups=4, layers_per_block=0)
+
+
+def half(tensors):
+    rng = np.random.default_rng(1)
+    return {name: rng.standard_normal(shape, np.float32) / 4 for name, shape in tensors.items()}
 
 
 def decoder():
-    vae = VAEDecoder(VAEConfig(block_out_channels=(16, 16), norm_num_groups=4, layers_per_block=0))
-    rng = np.random.default_rng(1)
-    params = {name: rng.standard_normal(shape, np.float32) / 4 for name, shape in vae.config.tensors.items()}
     encoder = Encoder("StabilityVAEEncoder", scale=(1.0,) * 4, bias=(0.0,) * 4)
-    return jax_edm2.make_decoder(encoder, (vae, params))
+    return jax_edm2.make_decoder(encoder, (VAEDecoder(VAE), half(VAE.decoder_tensors)))
 
 
 def everything(net, variables, weights, arrays):
-    images, sigma, labels, latents = arrays
+    images, sigma, labels, latents, pictures = arrays
     settings = jax_edm2.Settings(num_steps=2, guidance=1.5)
 
     def loss(params, constants, images, sigma, labels):
@@ -76,7 +82,8 @@ def everything(net, variables, weights, arrays):
         "its gradient": jax.tree.leaves(gradient["unet"])[-1],
         "project_to_sphere": jax.tree.leaves(projected)[-1],
         "update_average": jax.tree.leaves(average)[-1],
-        "make_decoder": jax.jit(decoder()[0])(weights, latents).astype(jnp.float32),
+        "make_decoder": jax.jit(decoder()[0])(weights[0], latents).astype(jnp.float32),
+        "VAEEncoder": jax.jit(VAEEncoder(VAE))(weights[1], pictures),
         "Generator": np.concatenate([np.asarray(batch.latents) for batch in generator(range(BATCH))]),
     }
 
@@ -84,7 +91,7 @@ def everything(net, variables, weights, arrays):
 def main(quick: bool):
     # Programs whose parts meet must not overtake each other, as they may on a CPU.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    weights = decoder()[1]
+    weights = decoder()[1], half(VAE.encoder_tensors)
     with tempfile.TemporaryDirectory() as folder:
         path = stored(folder)
         net, plain = jax_edm2.load(path)

@@ -22,10 +22,12 @@ from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "converting", "verifying", "goldens", "sampling", "training", "library", "speed", "internals",
+    "converting", "verifying", "goldens", "sampling", "training", "datasets", "library", "speed", "internals",
 ))]  # fmt: skip
 TEXT = "\n".join(page.read_text() for page in PAGES)
-MODULES = {f"edm2-{name}": f"jax_edm2.converter.cli.{name}" for name in ("convert", "verify", "sample", "train")}
+MODULES = {
+    f"edm2-{name}": f"jax_edm2.converter.cli.{name}" for name in ("convert", "verify", "sample", "train", "dataset")
+}
 NOT_RUN = ("pip ", "make test", "edm2-verify --golden")
 EXIT_USAGE = 2
 

@@ -71,7 +71,7 @@ def programs(job: Job, platform: str, mesh: Mesh) -> dict[str, Callable[[], Prog
 
     def decoder() -> Program:
         vae = VAEConfig(latent_channels=config.img_channels)
-        tensors = {name: shape(dims, dtype, whole) for name, dims in vae.tensors.items()}
+        tensors = {name: shape(dims, dtype, whole) for name, dims in vae.decoder_tensors.items()}
         latents = shape((job.batch, config.img_channels, config.img_resolution, config.img_resolution), dtype)
         return Program(VAEDecoder(vae), (tensors, latents))
 
