@@ -16,6 +16,7 @@ from .vae import find_vae
 
 if TYPE_CHECKING:
     from jax_edm2.generation import Generator
+    from jax_edm2.network import Precond
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Prepared:
     """The network's name, its generator, what is said of where pictures come from, and their shape [C, H, W]."""
 
     name: str
+    net: "Precond"
     generator: "Generator"
     about: dict[str, Any]
     shape: tuple[int, ...]
@@ -75,7 +77,17 @@ def prepare(request: DrawRequest, resolved: Resolved, warn: Warn, *, latents: bo
         "nvlabs_rounding": request.nvlabs_rounding,
         "edm2_jax": __version__,
     }
-    return Prepared(main.name, generator, about, shape)
+    return Prepared(main.name, main.net, generator, about, shape)
+
+
+def exchanged(prepared: Prepared, request: DrawRequest, location: Location, warn: Warn) -> Prepared:
+    """The same with another network's weights, for which nothing is compiled again. Raises: as `prepare`."""
+    other = _load(request, location, warn)
+    if other.net != prepared.net:
+        raise SampleError(f"{other.name}: is configured otherwise than {prepared.name}")
+    generator = prepared.generator.with_variables(other.variables)
+    about = {**prepared.about, "network": _about(other)}
+    return dataclasses.replace(prepared, name=other.name, generator=generator, about=about)
 
 
 def _about(network: LoadedNetwork) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Measuring:
         weights = {"fid": detection.inception, "fd_dinov2": detection.dinov2}
         self.found: list[Found] = [find_detector(each, weights[each], detection.fetching) for each in metrics]
         self._gathering: Gathering | None = None
+        self.batch = detection.batch * jax.local_device_count()  # pictures that the detectors take at once, here
 
     def to_json(self) -> dict[str, Any]:
         return {each.detector.metric: {"name": each.name, "sha256": each.sha256} for each in self.found}

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_edm2 import strict_json
 from jax_edm2.dtypes import not_finite
@@ -22,15 +23,13 @@ from jax_edm2.files import whole_or_nothing
 from jax_edm2.generation import share
 from jax_edm2.training.dataset import DatasetError, ImageDataset
 
-from ..drawing import Prepared, prepare
+from ..drawing import Prepared, exchanged, prepare
 from ..drawing_request import resolve
 from ..errors import UsageError
 from ..feature_statistics import write_statistics
 from ..phema import PhemaRequest, reconstruct
 from .measuring import Measuring, Reference, Watch, chosen, distances, find_reference
 from .request import CalcRequest, GenRequest, MetricsError, RefRequest, SweepRequest
-
-AT_ONCE = 64  # pictures that are read together
 
 
 @dataclass(frozen=True)
@@ -132,16 +131,13 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     watch = watch or Watch()
     if request.draw.gnet is None and any(weight != 1 for weight in request.guidance) and not request.draw.unconditional:
         raise UsageError("--guidance needs a guiding network: --gnet, or --unconditional-guide")
-    reference = find_reference(request.ref, request.detection.fetching)
-    metrics = chosen(request.detection.metrics, reference, watch.warn)
     averages = request.outdir / "averages"
     wanted = PhemaRequest(
         request.indir, averages, request.outstd, request.outkimg, skip=True, fetching=request.draw.fetching
     )
-    made = reconstruct(wanted, warn=watch.warn, progress=watch.progress)
-    paths = sorted([*(each.path for each in made.made), *made.skipped])
-    if len(paths) != len(request.outstd):
-        raise MetricsError(f"{averages}: has {len(paths)} averages for {len(request.outstd)} lengths")
+    reference = find_reference(request.ref, request.detection.fetching)
+    metrics = chosen(request.detection.metrics, reference, watch.warn)
+    paths = _averages(wanted, watch)
     detection = request.detection
     if detection.resume is None:
         detection = dataclasses.replace(detection, resume=request.outdir / "progress")
@@ -153,7 +149,11 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
                 draw = dataclasses.replace(request.draw, net=str(path), guidance=weight)
                 if weight == 1:
                     draw = dataclasses.replace(draw, gnet=None, unconditional=False, interval=None)
-                prepared = prepare(draw, resolve(draw), watch.warn)
+                resolved = resolve(draw)
+                if path == paths[0]:
+                    prepared = prepare(draw, resolved, watch.warn)
+                else:
+                    prepared = exchanged(prepared, draw, resolved.net, watch.warn)
                 results = _repeats(measuring, prepared, draw.batch, request, reference, watch, f"std {std:.3f}")
                 rows += [{"std": std, "guidance": weight, **each.to_json()} for each in results]
                 if jax.process_index() == 0:
@@ -161,6 +161,15 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     if jax.process_index() == 0:
         plot(rows, metrics, request.outdir / "sweep.png")
     return {"results": rows, "plot": str(request.outdir / "sweep.png"), "num": request.num}
+
+
+def _averages(request: PhemaRequest, watch: Watch) -> list[Path]:
+    """By length. Of several processes the first makes them, and all find them. Raises: PhemaError, OSError."""
+    if jax.process_index() == 0:
+        reconstruct(request, warn=watch.warn, progress=watch.progress)
+    if jax.process_count() > 1:
+        sync_global_devices("averages")
+    return sorted(reconstruct(request, warn=lambda _: None).skipped)
 
 
 # Pictures
@@ -183,7 +192,8 @@ def _of_dataset(measuring: Measuring, dataset: ImageDataset, asked: dict[str, An
 
     def source(start: int) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(max(workers, 1)) as pool:
-            parts = [mine[at : at + AT_ONCE] for at in range(start, len(mine), AT_ONCE)]
+            size = measuring.batch
+            parts = [mine[at : at + size] for at in range(start, len(mine), size)]
             waiting = []
             for part in [*parts, *[[]] * 2]:
                 waiting.append([pool.submit(dataset.__getitem__, number) for number in part])
