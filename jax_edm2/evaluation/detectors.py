@@ -18,7 +18,7 @@ UNUSED = {
     FID: (".num_batches_tracked", "fc.weight", "fc.bias"),
     FD_DINOV2: ("mask_token",),
 }
-OPTIONAL = {FID: ".bn.weight"}  # ones, where they are not given: TensorFlow's network has none
+SHIFT, SCALE = ".bn.bias", ".bn.weight"  # of Inception's norms; the scales are ones, and need not be there
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,16 @@ def check(metric: str, shapes: Mapping[str, tuple[int, ...]], vit: DINOv2 | None
     if metric not in METRICS:
         raise ValueError(f"{metric!a:.40} is no metric: {' or '.join(METRICS)}")
     needed = inception.tensors() if metric == FID else (vit or DINOv2()).tensors()
+    optional = {name.replace(SHIFT, SCALE): shape for name, shape in needed.items() if name.endswith(SHIFT)}
     problems = []
-    for name, shape in needed.items():
-        if name not in shapes:
-            problems.append(f"- {name} {list(shape)} is missing")
-        elif tuple(shapes[name]) != shape:
+    for name, shape in {**needed, **optional}.items():
+        if name in shapes and tuple(shapes[name]) != shape:
             problems.append(f"! {name} is {list(shapes[name])}, should be {list(shape)}")
-    for name in sorted(shapes.keys() - needed.keys()):
-        suffix = OPTIONAL.get(metric)
-        if suffix and name.endswith(suffix):
-            norm = needed.get(name.removesuffix(suffix) + ".bn.bias")
-            if norm is not None and tuple(shapes[name]) != norm:
-                problems.append(f"! {printable(name[:200])} is {list(shapes[name])}, should be {list(norm)}")
-                continue
-            if norm is not None:
-                continue
-        if not name.endswith(UNUSED[metric]):
-            problems.append(f"+ {printable(name[:200])} is not part of it")
+        elif name in needed and name not in shapes:
+            problems.append(f"- {name} {list(shape)} is missing")
+    others = shapes.keys() - needed.keys() - optional.keys()
+    unknown = sorted(name for name in others if not name.endswith(UNUSED[metric]))
+    problems += [f"+ {printable(name[:200])} is not part of it" for name in unknown]
     if problems:
         what = "the Inception network of FID" if metric == FID else "DINOv2's ViT-L/14"
         raise ValueError(f"does not hold {what}: {listing(problems)}")

@@ -54,6 +54,8 @@ class Gathering:
                 f"pictures are uint8 [N, 3, H, W], or [N, 1, H, W] of grey ones; these are {pictures.dtype} "
                 f"{list(pictures.shape)}"
             )
+        if self._pending and self._pending[0].shape[2:] != pictures.shape[2:]:
+            raise ValueError(f"pictures are of {list(self._pending[0].shape[2:])} and of {list(pictures.shape[2:])}")
         self._pending.append(np.broadcast_to(pictures, (len(pictures), 3, *pictures.shape[2:])))
         while sum(map(len, self._pending)) >= self._size:
             self._run(self._size)

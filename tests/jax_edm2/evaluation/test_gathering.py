@@ -76,6 +76,13 @@ def test_what_are_no_pictures(detector, bad):
         Gathering([detector]).add(bad)
 
 
+def test_pictures_of_two_sizes(detector, images):
+    gathering = Gathering([detector])
+    gathering.add(images[:3])
+    with pytest.raises(ValueError, match=r"pictures are of \[16, 16\] and of \[16, 15\]"):
+        gathering.add(images[:3, :, :, :15])
+
+
 def test_packed_moments_that_are_none():
     good = Moments(3).packed()
     for bad in (good[:-1], np.full(13, np.nan), good - 1, good + 0.5):
