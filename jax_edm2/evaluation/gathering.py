@@ -10,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_edm2.evaluation.detectors import Detector
 from jax_edm2.evaluation.moments import Moments
 
+AXIS = "data"
+
 
 class Gathering:
     """Moments of the features of pictures, taken in as they come; nothing else is kept of them.
@@ -24,12 +26,11 @@ class Gathering:
             raise ValueError(f"a batch of {batch} for {len(detectors)} detectors gathers nothing")
         self._sizes = {each.metric: each.size for each in detectors}
         self.clear()
-        mesh = Mesh(np.asarray(devices or jax.local_devices()), ("devices",))
-        self._sharding = NamedSharding(mesh, PartitionSpec("devices"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), (AXIS,))
+        self._size = batch * self._mesh.size
+        everywhere, self._split = (NamedSharding(self._mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
         self._params = {each.metric: jax.device_put(each.params, everywhere) for each in detectors}
-        self._size = batch * mesh.size
-        self._features = {each.metric: self._parallel(each, mesh) for each in detectors}
+        self._features = {each.metric: self._parallel(each) for each in detectors}
 
     def clear(self):
         """Begin anew, with no pictures; nothing is compiled again."""
@@ -38,10 +39,10 @@ class Gathering:
         self._pending: list[np.ndarray] = []  # pictures that do not fill a batch yet
         self._running: tuple[int, dict[str, jax.Array]] | None = None
 
-    def _parallel(self, detector: Detector, mesh: Mesh) -> Any:
-        split, whole = PartitionSpec("devices"), PartitionSpec()
+    def _parallel(self, detector: Detector) -> Any:
+        split, specs = PartitionSpec(AXIS), (PartitionSpec(), PartitionSpec(AXIS))
         return jax.jit(
-            jax.shard_map(detector.features, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False)
+            jax.shard_map(detector.features, mesh=self._mesh, in_specs=specs, out_specs=split, check_vma=False)
         )
 
     def add(self, pictures: np.ndarray):
@@ -72,8 +73,9 @@ class Gathering:
         pictures, rest = waiting[:count], waiting[count:]
         self._pending = [rest] if len(rest) else []
         filled = np.pad(pictures, [(0, self._size - count), (0, 0), (0, 0), (0, 0)], mode="edge")
-        placed = jax.device_put(filled, self._sharding)
-        found = {metric: run(self._params[metric], placed) for metric, run in self._features.items()}
+        with jax.set_mesh(self._mesh):  # whatever mesh the caller works on
+            placed = jax.device_put(filled, self._split)
+            found = {metric: run(self._params[metric], placed) for metric, run in self._features.items()}
         self._take_in()
         self._running = count, found
 

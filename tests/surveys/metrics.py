@@ -14,6 +14,7 @@ nvlabs    calculate_metrics.py's values beside ours, and statistics files read b
 import argparse
 import contextlib
 import functools
+import itertools
 import os
 import random
 import socket
@@ -47,7 +48,14 @@ from jax_edm2.settings import Settings
 from jax_edm2.torch_ref.encoders import StandardRGBEncoder
 from tests.support import children
 from tests.support.datasets import write_dataset
-from tests.support.detectors import torch_inception, torch_inception_features, torch_vit, vit_tensors
+from tests.support.detectors import (
+    TINY,
+    tiny_detector,
+    torch_inception,
+    torch_inception_features,
+    torch_vit,
+    vit_tensors,
+)
 from tests.support.samples import with_torch
 
 PARSER = argparse.ArgumentParser(prog="python -m tests.surveys.metrics", description=__doc__.splitlines()[0])
@@ -55,7 +63,6 @@ PARTS = ("features", "speed", "memory", "moments", "detects", "nvlabs")
 PARSER.add_argument("--only", nargs="+", choices=PARTS, default=PARTS[:-1])
 PARSER.add_argument("--nvlabs", type=Path, metavar="DIR", help="a clone of NVlabs/edm2")
 PARSER.add_argument("--images", type=int, default=256, help="of nvlabs and detects, default: 256")
-PARSER.add_argument("--sets", nargs="+", default=["digits", "synthetic"], help="of nvlabs")
 PARSER.add_argument("--no-vit", action="store_true", help="Inception alone: ViT-L takes 5 GB and a second an image")
 
 
@@ -179,12 +186,11 @@ def moments(_args, folder: Path) -> bool:
 
 @contextlib.contextmanager
 def random_detectors():
-    """Of full size, in place of the published ones."""
+    """In place of the published ones: Inception of full size, and a tiny transformer."""
     _, detector = inception()
 
     def find(metric, given, fetching):
-        assert metric == "fid"
-        return Found(detector, "random", "0" * 64)
+        return Found(detector, "random", "0" * 64) if metric == "fid" else tiny_detector(metric, given, fetching)
 
     with mock.patch.object(measuring, "find_detector", find):
         yield
@@ -226,61 +232,76 @@ def detects(args, folder: Path) -> bool:
 
 
 def nvlabs(args, folder: Path) -> bool:
-    """Its code on a CPU, with the detector of FID in torch; the distance from pictures of the other half."""
+    """Its code on a CPU, with torch's detectors: Inception, and a tiny transformer with fewer features than images."""
     if args.nvlabs is None:
         PARSER.error("nvlabs needs --nvlabs DIR")
     sys.path.insert(0, str(args.nvlabs))
     import calculate_metrics as theirs
 
     network, seen = torch_inception().float(), []
+    tiny = torch_vit(TINY, vit_tensors(TINY), torch.float32)
 
-    class InceptionV3:
-        feature_dim = 2048
+    def detector(size, features):
+        class Detector:
+            feature_dim = size
 
-        def __call__(self, x):
-            seen.append(torch_inception_features(network, x.numpy(), torch.float32))
-            return torch.from_numpy(seen[-1])
+            def __call__(self, x):
+                seen.append(features(x.numpy()))
+                return torch.from_numpy(seen[-1])
 
-    theirs.metric_specs["fid"].detector_kwargs.class_name = InceptionV3
+        return Detector
+
+    kinds = {
+        "fid": detector(2048, lambda x: torch_inception_features(network, x, torch.float32)),
+        "fd_dinov2": detector(TINY.width, tiny),
+    }
+    for metric, kind in kinds.items():
+        theirs.metric_specs[metric].detector_kwargs.class_name = kind
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
-    good = True
     coloured_digits(folder / "digits.zip")
-    images = pictures(2 * args.images, 64)
-    write_dataset(folder / "synthetic.zip", images)
-    for name in args.sets:
-        data = folder / f"{name}.zip"
-        found, features = {}, []
-        for part, seed in (("ref", 1), ("images", 2)):
-            stats = theirs.calculate_stats_for_files(
-                str(data), num_images=args.images, seed=seed, max_batch_size=32, num_workers=0, verbose=False,
-                metrics=["fid"], dest_path=str(folder / f"{name}-{part}-theirs.pkl"), device=torch.device("cpu"),
-            )  # fmt: skip
-            found[part] = [each.stats for each in stats][-1]
-            features.append(np.concatenate(seen).astype(np.float64))
-            seen.clear()
-        their_ref, our_ref = (folder / f"{name}-ref-{who}.pkl" for who in ("theirs", "ours"))
-        with random_detectors():
-            reference(RefRequest(data=data, dest=our_ref, num=args.images, seed=1, detection=FID))
-            ours, mixed = (
-                calc(CalcRequest(images=data, ref=str(path), num=args.images, seed=2, detection=FID), WATCH).best["fid"]
-                for path in (our_ref, their_ref)
-            )
-        wanted = theirs.calculate_metrics_from_stats(found["images"], found["ref"], ["fid"], verbose=False)["fid"]
-        back = theirs.calculate_metrics_from_stats(found["images"], str(our_ref), ["fid"], verbose=False)["fid"]
-        again = read_statistics(folder / f"{name}-images-theirs.pkl")["fid"]
-        formula = frechet_distance(again, read_statistics(their_ref)["fid"]).value
-        exact = of_features(*features)
-        print(
-            f"nvlabs, {args.images} of {name}: theirs {wanted:.6f}, of their features' singular values {exact:.6f}, "
-            f"ours {ours:.6f}, of their reference {mixed:.6f}, our distance of their statistics {formula:.6f}, "
-            f"theirs of our reference {back:.6f}"
-        )
-        # Of fewer images than features the covariances are singular, and the root that scipy takes of their product is
-        # off by 3e-5: what is right there is what the features themselves say.
-        full = args.images > features[0].shape[1]
-        for value, other in ((ours, exact), (mixed, exact), (formula, exact), (back, wanted), (ours, wanted)):
-            good &= abs(value - other) <= (1e-5 if full or other == exact else 1e-4) * other
+    write_dataset(folder / "synthetic.zip", pictures(2000, 64))
+    good = True
+    for metric, name in itertools.product(kinds, ("digits", "synthetic")):
+        good &= beside_nvlabs(theirs, seen, metric, folder / f"{name}.zip", args.images if metric == "fid" else 1000)
     return good
+
+
+def beside_nvlabs(theirs, seen: list, metric: str, data: Path, count: int) -> bool:
+    """The distance of two random choices of so many pictures."""
+    found, features = {}, []
+    paths = {(part, who): data.with_name(f"{data.stem}-{metric}-{part}-{who}.pkl")
+             for part in ("ref", "images") for who in ("theirs", "ours")}  # fmt: skip
+    for part, seed in (("ref", 1), ("images", 2)):
+        stats = theirs.calculate_stats_for_files(
+            str(data), num_images=count, seed=seed, max_batch_size=32, num_workers=0, verbose=False, metrics=[metric],
+            dest_path=str(paths[part, "theirs"]), device=torch.device("cpu"),
+        )  # fmt: skip
+        found[part] = [each.stats for each in stats][-1]
+        features.append(np.concatenate(seen).astype(np.float64))
+        seen.clear()
+    detection = Detection(metrics=(metric,), batch=32)
+    with random_detectors():
+        reference(RefRequest(data=data, dest=paths["ref", "ours"], num=count, seed=1, detection=detection))
+        ours, mixed = (
+            calc(CalcRequest(images=data, ref=str(paths["ref", who]), num=count, seed=2, detection=detection), WATCH)
+            for who in ("ours", "theirs")
+        )
+    ours, mixed = ours.best[metric], mixed.best[metric]
+    wanted = theirs.calculate_metrics_from_stats(found["images"], found["ref"], [metric], verbose=False)[metric]
+    back = theirs.calculate_metrics_from_stats(found["images"], str(paths["ref", "ours"]), [metric], verbose=False)
+    their_statistics = (read_statistics(paths[part, "theirs"])[metric] for part in ("images", "ref"))
+    formula, exact = frechet_distance(*their_statistics).value, of_features(*features)
+    print(
+        f"nvlabs, {metric} of {count} {data.stem}: theirs {wanted:.6f}, from their features {exact:.6f}, "
+        f"ours {ours:.6f}, of their reference {mixed:.6f}, our distance of their statistics {formula:.6f}, "
+        f"theirs of our reference {back[metric]:.6f}"
+    )
+    # Of fewer images than features the covariances are singular, and scipy's root of their product is off by 3e-5.
+    # What is right there is what the features themselves say.
+    theirs_is_right = count > features[0].shape[1]
+    pairs = [(ours, exact), (mixed, exact), (formula, exact), (back[metric], wanted)]
+    pairs += [(ours, wanted)] * theirs_is_right
+    return all(abs(value - other) <= max(1e-5 * other, 1e-6) for value, other in pairs)
 
 
 def of_features(one: np.ndarray, other: np.ndarray) -> float:
