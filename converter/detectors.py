@@ -41,7 +41,7 @@ URLS = {
 HASH = re.compile(r"-([0-9a-f]{8})\.pth")  # torch.hub's names have the beginning of the sha256
 OPTION = {"fid": "--inception", "fd_dinov2": "--dinov2"}
 CONTAINERS = ("_parameters", "_buffers", "_modules")  # what a torch module keeps its tensors and modules in
-MOST_DEPTH = 16
+MOST_DEPTH, MOST_MODULES = 16, 10_000
 
 
 class DetectorError(ConverterError):
@@ -120,20 +120,27 @@ def _records(file: File) -> Iterator[tuple[str, TensorRecord]]:
         raise PickleError(f"is no file of torch or NVlabs with weights: it {what}")
 
 
-def _of_modules(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, TensorRecord]]:
+def _of_modules(value: Any) -> Iterator[tuple[str, TensorRecord]]:
     """The tensors of modules within modules, by torch's names. Raises: PickleError."""
-    if depth > MOST_DEPTH:
-        raise PickleError(f"has modules nested more than {MOST_DEPTH} deep")
-    state = value.state if isinstance(value, Instance | PersistentObject) else value
-    if not isinstance(state, dict):
-        raise PickleError("is a pickle, but of no network: it holds no modules")
-    for name, item in state.items():
-        if isinstance(item, TensorRecord):
-            yield prefix + name, item
-        elif name in CONTAINERS and isinstance(item, dict):
-            yield from _of_modules(item, prefix, depth + 1)
-        elif isinstance(item, Instance | PersistentObject) and item.state is not None:
-            yield from _of_modules(item, f"{prefix}{name}.", depth + 1)
+    visits = 0
+
+    def walk(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, TensorRecord]]:
+        nonlocal visits
+        visits += 1
+        if depth > MOST_DEPTH or visits > MOST_MODULES:  # a module may be there in many places
+            raise PickleError(f"has modules nested more than {MOST_DEPTH} deep, or more than {MOST_MODULES:,}")
+        state = value.state if isinstance(value, Instance | PersistentObject) else value
+        if not isinstance(state, dict):
+            raise PickleError("is a pickle, but of no network: it holds no modules")
+        for name, item in state.items():
+            if isinstance(item, TensorRecord):
+                yield prefix + name, item
+            elif name in CONTAINERS and isinstance(item, dict):
+                yield from walk(item, prefix, depth + 1)
+            elif isinstance(item, Instance | PersistentObject) and item.state is not None:
+                yield from walk(item, f"{prefix}{name}.", depth + 1)
+
+    return walk(value, "", 0)
 
 
 def _array(file: File, name: str, record: TensorRecord) -> "np.ndarray":

@@ -190,6 +190,14 @@ def nested(path, _tensors):
     write_nvlabs_pickle(path, module)
 
 
+def fanned(path, _tensors):
+    """A module that is there 10^15 times."""
+    module = torch.nn.Sequential(torch.nn.Identity())
+    for _ in range(7):
+        module = torch.nn.Sequential(*[module] * 100)
+    write_nvlabs_pickle(path, module)
+
+
 SHARED = torch.zeros(10)
 BAD = {
     "nothing": (lambda path, _: path.write_bytes(b""), "is no file of torch .*: it is empty"),
@@ -235,6 +243,7 @@ BAD = {
     "a list": (pickled([{}]), "holds no modules"),
     "a pickled class": (pickled(Evil()), "system"),
     "modules nested 41 deep": (nested, "nested more than 16 deep"),
+    "a pickle of a module that is there 10^14 times": (fanned, "nested more than 16 deep, or more than 10,000"),
     "a pickle of a torch network": (
         lambda path, _: write_nvlabs_pickle(path, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))),
         r"\+ 0.weight is not part of it|- Conv2d_1a_3x3",

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.corpora import (
     hostile_checkpoints,
     hostile_datasets,
+    hostile_detectors,
     hostile_networks,
     hostile_orbax,
     hostile_snapshots,
@@ -29,7 +30,7 @@ from tests.support import children
 
 CORPORA = (
     hostile_snapshots, hostile_networks, hostile_checkpoints, hostile_orbax, hostile_vaes, hostile_states,
-    hostile_datasets,
+    hostile_datasets, hostile_detectors,
 )  # fmt: skip
 INPUTS = [case for corpus in CORPORA for case in corpus.INPUTS]
 CHARACTERS = 2000
