@@ -42,7 +42,7 @@ def layers() -> tuple[Layer, ...]:
 
     def conv(x, name, out, size=(1, 1), stride=1, padding=(0, 0)):
         found.append(Layer(name, (out, x.shape[-1], *size), stride))
-        return _convolve(x, jnp.zeros((*size, x.shape[-1], out)), stride, padding)
+        return _convolve(x, jnp.zeros((*size, x.shape[-1], out)), size, stride, padding)
 
     jax.eval_shape(lambda x: _network(x, conv), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
     return tuple(found)
@@ -60,17 +60,22 @@ def tensors() -> dict[str, tuple[int, ...]]:
 def prepare(given: Mapping[str, np.ndarray], platform: str) -> dict[str, Any]:
     """What `features` takes: every norm as part of its convolution, in float64, then float32 [kh, kw, in, out].
 
-    platform: JAX's name of what will compute: for a CPU, 3x3 convolutions are prepared for Winograd's algorithm.
+    Of a 1x1 convolution [in, out]. platform: JAX's name of what will compute. XLA's convolutions on a CPU are slow:
+    there 3x3 ones are prepared for Winograd's algorithm, and those that are narrow or strided as one product of
+    patches, [kh kw in, out].
     """
     params: dict[str, Any] = {}
     for layer in layers():
-        name = layer.name
+        name, (out, channels, *size) = layer.name, layer.shape
         weight, shift, mean, variance = (np.asarray(given[f"{name}.{part}"], np.float64) for part in PARTS)
         scale = np.asarray(given.get(f"{name}.bn.weight", 1.0), np.float64) / np.sqrt(variance + NORM_EPS)
-        kernel = np.float32((weight * scale.reshape(-1, 1, 1, 1)).transpose(2, 3, 1, 0))
-        fast = platform == "cpu" and layer.stride == 1 and winograd.serves(layer.shape)
-        params[f"{name}.weight"] = winograd.transform(jnp.asarray(kernel)) if fast else kernel
-        params[f"{name}.bias"] = np.float32(shift - mean * scale)
+        kernel: Any = np.float32((weight * scale.reshape(-1, 1, 1, 1)).transpose(2, 3, 1, 0))
+        on_cpu = platform == "cpu" and channels >= winograd.FEWEST
+        if on_cpu and layer.stride == 1 and winograd.serves(layer.shape):
+            kernel = winograd.transform(jnp.asarray(kernel))
+        elif size == [1, 1] or (on_cpu and (1 in size or layer.stride == 2)):
+            kernel = kernel.reshape(-1, out)
+        params[f"{name}.weight"], params[f"{name}.bias"] = kernel, np.float32(shift - mean * scale)
     return params
 
 
@@ -80,22 +85,33 @@ def features(params: Mapping[str, Any], pictures: jax.Array) -> Floats:
     x = resize(pictures.astype(jnp.float32), linear_corners(height, SIZE), linear_corners(width, SIZE))
     x = (x - 128) / 128
 
-    def conv(x, name, _out, _size=(1, 1), stride=1, padding=(0, 0)):
-        return jax.nn.relu(_convolve(x, params[f"{name}.weight"], stride, padding) + params[f"{name}.bias"])
+    def conv(x, name, _out, size=(1, 1), stride=1, padding=(0, 0)):
+        return jax.nn.relu(_convolve(x, params[f"{name}.weight"], size, stride, padding) + params[f"{name}.bias"])
 
     return _network(x.transpose(0, 2, 3, 1), conv)
 
 
-def _convolve(x: Activations, weight: jax.Array, stride: int, padding: tuple[int, int]) -> jax.Array:
+def _convolve(x: Activations, weight: Any, size: tuple[int, int], stride: int, padding: tuple[int, int]) -> jax.Array:
+    """weight: as `prepare` has it, of a kernel of that size."""
     if weight.ndim == 3:
         y = winograd.convolve(x, weight)  # with a border of zeros
         return y if padding == (1, 1) else y[:, 1:-1, 1:-1]
-    if weight.shape[:2] == (1, 1):
-        return jnp.matmul(x, weight[0, 0], precision="highest")
+    if weight.ndim == 2:
+        return jnp.matmul(_patches(x, size, stride, padding), weight, precision="highest")
     return lax.conv_general_dilated(
         x, weight, (stride, stride), [(each, each) for each in padding],
         dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
     )  # fmt: skip
+
+
+def _patches(x: Activations, size: tuple[int, int], stride: int, padding: tuple[int, int]) -> jax.Array:
+    """[N, H, W, kh kw C]: the pixels under the kernel, at each place."""
+    x = jnp.pad(x, ((0, 0), *((each, each) for each in padding), (0, 0)))
+    shifted = [x]
+    for axis, length in zip((1, 2), size, strict=True):
+        reach = (x.shape[axis] - length) // stride * stride + 1
+        shifted = [lax.slice_in_dim(y, i, i + reach, stride, axis) for y in shifted for i in range(length)]
+    return jnp.concatenate(shifted, axis=-1) if len(shifted) > 1 else x
 
 
 def _network(x: Activations, conv: Conv) -> Floats:
