@@ -70,7 +70,7 @@ class Mixture(NamedTuple):
         return self.mean[k] + a * self.along[k] + b * self.across[k]
 
 
-def tree(rng, angle, levels=6, pieces=6):
+def tree(rng, angle, levels=5, pieces=6):
     """A branch that forks, whose branches fork, and so on: a mixture of `pieces` Gaussians on each of 2^levels - 1."""
     start, angle, columns = np.zeros((1, 2)), np.array([angle]), []
     for level in range(levels):
@@ -173,13 +173,13 @@ def judge(points, truth, contour):
 
 def draw(path, panels, one, both, contour):
     """Points by title, over the classes, as PNG. contour: the log density of either where it is drawn to end."""
-    side = np.linspace(-0.9, 1.6, 400, dtype=np.float32)
+    side = np.linspace(-0.7, 1.45, 400, dtype=np.float32)
     grid = np.stack(np.meshgrid(side, side), axis=2)
     shapes = [
         (jax.lax.map(jax.jit(mixture.log_density), grid), fill, line)
         for mixture, fill, line in ((both, "0.9", "0.7"), (one, "#ffe0c0", "#d0a080"))
     ]
-    figure = Figure(figsize=(12, 8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, 8), dpi=80, layout="constrained")
     for axes, (title, points) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
         for density, fill, line in shapes:
             axes.contourf(side, side, density, levels=[contour, np.inf], colors=[fill])
@@ -193,28 +193,27 @@ def draw(path, panels, one, both, contour):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python docs/toy.py", description="Draw the toy of autoguidance's paper.")
     parser.add_argument("picture", help="the PNG to write")
-    parser.add_argument("--steps", type=int, default=4096, help="of the main network's training; guides take an eighth")
+    parser.add_argument("--steps", type=int, default=16384, help="of the network's training; guides take a sixteenth")
     parser.add_argument("--points", type=int, default=8192, help="in every panel")
     args = parser.parse_args(argv)
 
     one, both = classes()
     keys = jax.random.split(jax.random.key(0), 5)
-    main_network, guide, unconditional = (
-        partial(denoise, train(key, mixture, width=width, steps=steps)[0])
-        for key, mixture, width, steps in (
-            (keys[0], one, 64, args.steps),
-            (keys[1], one, 32, args.steps // 8),
-            (keys[2], both, 32, args.steps // 8),
-        )
-    )
+
+    def trained(key, mixture, width, steps):
+        return partial(denoise, train(key, mixture, width, steps)[0])
+
+    network = trained(keys[0], one, 96, args.steps)
+    guide = trained(keys[1], one, 48, args.steps // 16)
+    unconditional = trained(keys[2], both, 48, args.steps // 16)
     truth = one.draw(keys[3], args.points)
     noise = truth / SIGMAS[0] + jax.random.normal(keys[4], truth.shape)
     denoisers = {
-        "no guidance": main_network,
+        "no guidance": network,
         "the guide by itself": guide,
-        "classifier-free guidance, w = 4": guided(main_network, unconditional, 4.0),
-        "naive truncation, w = 1.2": guided(main_network, lambda x, sigma: x, 1.2),
-        "autoguidance, w = 2": guided(main_network, guide, 2.0),
+        "classifier-free guidance, w = 4": guided(network, unconditional, 4.0),
+        "naive truncation, w = 1.2": guided(network, lambda x, sigma: x, 1.2),
+        "autoguidance, w = 2": guided(network, guide, 2.0),
     }
     panels = {"ground truth": truth} | {title: sample(each, noise) for title, each in denoisers.items()}
     contour = float(np.quantile(one.log_density(truth), 0.01))  # 99 % are inside
