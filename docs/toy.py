@@ -173,7 +173,7 @@ def judge(points, truth, contour):
 
 def draw(path, panels, one, both, contour):
     """Points by title, over the classes, as PNG. contour: the log density of either where it is drawn to end."""
-    side = np.linspace(-0.7, 1.45, 400, dtype=np.float32)
+    side = np.linspace(-0.7, 1.45, 250, dtype=np.float32)
     grid = np.stack(np.meshgrid(side, side), axis=2)
     shapes = [
         (jax.lax.map(jax.jit(mixture.log_density), grid), fill, line)
