@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -111,6 +111,9 @@ bench-download: $(READY)  ## a download from loopback beside curl and sha256sum
 digits: $(READY)  ## train the digits network again, about 12 minutes
 	$(BIN)/python -m golden.digits train --outdir runs/digits
 	$(BIN)/python -m golden.digits sample runs/digits/network-snapshot-0000512-0.100.pkl --picture runs/digits/digits.png
+
+toy: $(READY)  ## autoguidance's toy in two dimensions, trained, sampled and drawn to toy.png in a minute
+	$(BIN)/python docs/toy.py toy.png $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
