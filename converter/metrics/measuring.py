@@ -1,6 +1,7 @@
 """From pictures to a metric: detectors, one pass over the pictures, and the distance from a reference."""
 
 import contextlib
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
+from jax_edm2.dataset_files import DatasetError
 from jax_edm2.evaluation import Distance, Gathering, Statistics, frechet_distance, merged
 
 from ..detectors import Found, find_detector
@@ -65,6 +67,17 @@ class Watch:
     progress: Progress = silent
     stop: Callable[[], bool] = lambda: False
 
+    def once(self) -> "Watch":
+        """The same, which says nothing twice."""
+        said: set[str] = set()
+
+        def warn(line: str):
+            if line not in said:
+                said.add(line)
+                self.warn(line)
+
+        return dataclasses.replace(self, warn=warn)
+
 
 class Measuring:
     """Detectors that are loaded once, for as many passes as there are."""
@@ -104,6 +117,10 @@ class Measuring:
             advance(start)
             try:
                 self._run(gathering, source(start), saved, watch, advance)
+            except DatasetError:
+                raise  # which names its file
+            except ValueError as error:
+                raise MetricsError(f"{what}: {error}") from None
             except JaxRuntimeError as error:
                 text = " ".join(str(error).split())
                 raise MetricsError(f"JAX could not go on ({text:.150}); try a smaller --batch") from None
@@ -131,10 +148,7 @@ class Measuring:
                     if saved is not None:
                         saved.save(gathering)
                     raise Stopped(f"{gathering.count:,} pictures are done{f', in {saved.path}' if saved else ''}")
-                try:
-                    gathering.add(batch)
-                except ValueError as error:
-                    raise MetricsError(str(error)) from None
+                gathering.add(batch)
                 advance(gathering.count - told)
                 told = gathering.count
                 if saved is not None and time.monotonic() - last >= self._detection.save_every:

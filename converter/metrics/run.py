@@ -110,7 +110,7 @@ def reference(request: RefRequest, watch: Watch | None = None) -> dict[str, Any]
 
 def gen(request: GenRequest, watch: Watch | None = None) -> Report:
     """Of a network's samples, none of which is written. Raises: as `calc`, UsageError, CheckpointError."""
-    watch = watch or Watch()
+    watch = (watch or Watch()).once()
     resolved = resolve(request.draw)
     reference = find_reference(request.ref, request.detection.fetching)
     metrics = chosen(request.detection.metrics, reference, watch.warn)
@@ -128,7 +128,7 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     """
     from .plot import plot
 
-    watch = watch or Watch()
+    watch = (watch or Watch()).once()
     if request.draw.gnet is None and any(weight != 1 for weight in request.guidance) and not request.draw.unconditional:
         raise UsageError("--guidance needs a guiding network: --gnet, or --unconditional-guide")
     averages = request.outdir / "averages"

@@ -6,6 +6,7 @@ import re
 import socket
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -175,7 +176,11 @@ def test_a_network(digits_checkpoint, ref, tmp_path):
     options = {"net": str(digits_checkpoint), "num_steps": 2, "rng": "jax", "batch": 16}
     sample(SampleRequest(tmp_path / "out", range(40, 80), **options))
     wanted = calc(CalcRequest(images=tmp_path / "out", ref=ref, num=40, detection=DINO)).best["fd_dinov2"]
-    report = gen(GenRequest(draw=DrawRequest(**options), ref=ref, num=40, repeats=2, detection=DINO))
+    lines = []
+    request = GenRequest(draw=DrawRequest(**options), ref=ref, num=30, repeats=2, detection=DINO)
+    gen(request, Watch(warn=lines.append))
+    assert len(lines) == 1  # and not one for each of the repeats
+    report = gen(dataclasses.replace(request, num=40))
     values = [each.scores["fd_dinov2"].value for each in report.results]
     assert values[1] == pytest.approx(wanted, rel=1e-9)
     assert report.best["fd_dinov2"] == min(values)
@@ -237,6 +242,18 @@ def test_what_is_refused(data, tmp_path, ref):
     for metrics in ((), ("fid", "fid"), ("is",)):
         with pytest.raises(UsageError, match="--metrics"):
             Detection(metrics=metrics)
+
+
+def test_features_that_are_not_finite(data, ref, tmp_path):
+    found = tiny_detector("fd_dinov2", None, None)
+    broken = dataclasses.replace(found.detector, features=lambda _, x: jnp.full((len(x), TINY.width), jnp.nan))
+    found = dataclasses.replace(found, detector=broken)
+    request = CalcRequest(images=data, ref=ref, num=20, detection=DINO)
+    with (
+        mock.patch.object(measuring, "find_detector", return_value=found),
+        pytest.raises(MetricsError, match=r"^data.zip: features have values that are not finite"),
+    ):
+        calc(request)
 
 
 def test_what_is_said(data, tmp_path, ref):
