@@ -27,7 +27,7 @@ def plot(rows: Sequence[dict[str, Any]], metrics: Sequence[str], path: Path):
             stds = sorted({row["std"] for row in ours})
             least = [min(row[metric]["value"] for row in ours if row["std"] == std) for std in stds]
             best = min(range(len(stds)), key=least.__getitem__)
-            name = f"guidance {weight:g}: {least[best]:.3g} at {stds[best]:.3f}"
+            name = f"guidance {weight:g}: {least[best]:.4g} at {stds[best]:.3f}"
             (line,) = axes.plot(stds, least, marker="o", markersize=4, label=name)
             axes.plot([row["std"] for row in ours], [row[metric]["value"] for row in ours], ".", color=line.get_color())
             axes.plot(stds[best], least[best], "*", markersize=14, color=line.get_color())
