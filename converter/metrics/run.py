@@ -164,12 +164,13 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
 
 
 def _averages(request: PhemaRequest, watch: Watch) -> list[Path]:
-    """By length. Of several processes the first makes them, and all find them. Raises: PhemaError, OSError."""
-    if jax.process_index() == 0:
-        reconstruct(request, warn=watch.warn, progress=watch.progress)
-    if jax.process_count() > 1:
+    """By length. Of several processes the first makes them, and the others find them. Raises: PhemaError, OSError."""
+    if jax.process_index():
         sync_global_devices("averages")
-    return sorted(reconstruct(request, warn=lambda _: None).skipped)
+    report = reconstruct(request, warn=watch.warn, progress=watch.progress)
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        sync_global_devices("averages")
+    return sorted([*(made.path for made in report.made), *report.skipped])
 
 
 # Pictures
