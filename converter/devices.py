@@ -45,5 +45,10 @@ def start(device: str, cluster: Cluster | None = None):
         raise DeviceError(f"JAX finds no {device} here{f' ({reason})' if reason else ''}; try --device cpu") from None
 
 
+def gave_up(error: Exception, advice: str) -> str:
+    """What is said of JAX's own error in the midst of computing, of memory that ended above all."""
+    return f"JAX could not go on ({_short(error):.150}); {advice}"
+
+
 def _short(error: Exception) -> str:
     return f"{' '.join(str(error).split()):.200}"

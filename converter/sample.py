@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax_edm2.dtypes import not_finite
 
+from .devices import gave_up
 from .drawing import Prepared, prepare
 from .drawing_request import DrawRequest, resolve
 from .errors import SampleError, UsageError
@@ -99,8 +100,7 @@ def sample(
         folder.leave()
         if not isinstance(error, JaxRuntimeError):
             raise
-        text = " ".join(str(error).split())
-        raise SampleError(f"JAX could not go on ({text:.150}); try a smaller --batch or --vae-batch") from None
+        raise SampleError(gave_up(error, "try a smaller --batch or --vae-batch")) from None
     if sheet is not None:
         contact_sheet([folder.file(seed) for seed in request.seeds], sheet)
     return SampleReport(request.outdir, *counts, prepared.about, sheet)

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_edm2.vae import load_vae, load_vae_encoder
 
+from ..devices import gave_up
 from ..errors import UsageError
 from ..pictures import MODES, image_of
 from ..progress import Progress, Warn, silent
@@ -159,8 +160,7 @@ def _write(
         with quiet(), jax.default_matmul_precision("highest"), progress(str(request.dest), len(source)) as advance:
             count, classes = write_dataset(request.dest, entries(), advance, force=request.force)
     except JaxRuntimeError as error:
-        text = " ".join(str(error).split())
-        raise DatasetToolError(f"JAX could not go on ({text:.150}); try a smaller --batch") from None
+        raise DatasetToolError(gave_up(error, "try a smaller --batch")) from None
     return Report(request.source, request.dest, count, 0, classes, shape, time.perf_counter() - began)
 
 

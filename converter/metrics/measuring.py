@@ -18,6 +18,7 @@ from jax_edm2.dataset_files import DatasetError
 from jax_edm2.evaluation import Distance, Gathering, Statistics, frechet_distance, merged
 
 from ..detectors import Found, find_detector
+from ..devices import gave_up
 from ..downloads.cache import sha256
 from ..feature_statistics import StatisticsError, read_statistics
 from ..progress import Advance, Progress, Warn, silent
@@ -122,8 +123,7 @@ class Measuring:
             except ValueError as error:
                 raise MetricsError(f"{what}: {error}") from None
             except JaxRuntimeError as error:
-                text = " ".join(str(error).split())
-                raise MetricsError(f"JAX could not go on ({text:.150}); try a smaller --batch") from None
+                raise MetricsError(gave_up(error, "try a smaller --batch")) from None
         if gathering.count != mine:
             raise MetricsError(f"{what}: has {gathering.count:,} pictures, and not {mine:,}")
         found = {metric: moments.statistics() for metric, moments in merged(gathering.moments).items()}

@@ -33,6 +33,7 @@ from jax_edm2.training import (
 )
 from jax_edm2.training_state import TrainingState
 
+from ..devices import gave_up
 from ..flops import multiply_accumulates
 from ..progress import Warn
 from .checkpoints import Checkpoints
@@ -97,10 +98,7 @@ def train(
         try:
             return _Training(request, warn, peak, stack).run(status, advance, stop)
         except JaxRuntimeError as error:
-            text = " ".join(str(error).split())
-            raise TrainError(
-                f"JAX could not go on ({text:.150}); --batch-gpu, --remat and --fsdp take less memory"
-            ) from None
+            raise TrainError(gave_up(error, "--batch-gpu, --remat and --fsdp take less memory")) from None
 
 
 def _check_extra():
