@@ -46,33 +46,50 @@ class Detection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalcRequest:
-    """Pictures beside a reference: a random choice of `num` of them, by `seed`, as NVlabs' tool makes it.
+class Compared:
+    """num: pictures, from `seed` on. ref: a statistics file or its URL, of what they are compared with."""
 
-    images: a folder or ZIP. ref: a statistics file or its URL. workers: threads that read pictures.
-    """
-
-    images: Path
     ref: str
     num: int = PUBLISHED
     seed: int = 0
-    workers: int = 2
     detection: Detection = field(default_factory=Detection)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenRequest:
+class CalcRequest(Compared):
+    """Pictures beside a reference: a random choice of `num` of them, by `seed`, as NVlabs' tool makes it.
+
+    images: a folder or ZIP. workers: threads that read pictures.
+    """
+
+    images: Path
+    workers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenRequest(Compared):
     """A network's samples beside a reference: of seeds from `seed` on, `num` of them, `repeats` times.
 
     Every repeat takes the seeds that follow, and the metric that counts is the least (arXiv 2312.02696, Section 5).
     """
 
     draw: DrawRequest
-    ref: str
-    num: int = PUBLISHED
-    seed: int = 0
     repeats: int = 1
-    detection: Detection = field(default_factory=Detection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest(GenRequest):
+    """The metrics of averages of every length in `outstd`, with every guidance weight.
+
+    indir, outkimg: the training's snapshots, as in `PhemaRequest`. outdir: for averages, progress, results and plot.
+    draw: how to sample, and the guide; its `net` and `guidance` are what is swept. guidance: weights; 1 is none.
+    """
+
+    indir: Path
+    outdir: Path
+    outstd: Sequence[float]
+    guidance: Sequence[float] = (1.0,)
+    outkimg: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +102,4 @@ class RefRequest:
     seed: int = 0
     workers: int = 2
     force: bool = False
-    detection: Detection = field(default_factory=Detection)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepRequest:
-    """The metrics of averages of every length in `outstd`, with every guidance weight.
-
-    indir, outkimg: the training's snapshots, as in `PhemaRequest`. outdir: for averages, progress, results and plot.
-    draw: how to sample, and the guide; its `net` and `guidance` are what is swept. guidance: weights; 1 is none.
-    """
-
-    indir: Path
-    outdir: Path
-    outstd: Sequence[float]
-    draw: DrawRequest
-    ref: str
-    guidance: Sequence[float] = (1.0,)
-    outkimg: int | None = None
-    num: int = PUBLISHED
-    seed: int = 0
-    repeats: int = 1
     detection: Detection = field(default_factory=Detection)
