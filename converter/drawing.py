@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2 import __version__, strict_json
+from jax_edm2.dtypes import not_finite
 
 from . import embedded
 from .drawing_request import DrawRequest, Resolved
@@ -15,7 +16,9 @@ from .sources import Location
 from .vae import find_vae
 
 if TYPE_CHECKING:
-    from jax_edm2.generation import Generator
+    import numpy as np
+
+    from jax_edm2.generation import Batch, Generator
     from jax_edm2.network import Precond
 
 
@@ -28,6 +31,16 @@ class Prepared:
     generator: "Generator"
     about: dict[str, Any]
     shape: tuple[int, ...]
+
+    def latents(self, batch: "Batch") -> "np.ndarray":
+        """What the network gave [N, C, H, W], filled up to the batch's size. Raises: SampleError if not finite."""
+        import numpy as np
+
+        found = np.asarray(batch.latents)
+        if lost := [seed for seed, latent in zip(batch.seeds, found, strict=False) if not_finite(latent)]:
+            precise = "; try --precision=float32" if self.about["precision"] != "float32" else ""
+            raise SampleError(f"the network gives values that are NaN or infinite for seed {lost[0]}{precise}")
+        return found
 
 
 def prepare(request: DrawRequest, resolved: Resolved, warn: Warn, *, latents: bool = False) -> Prepared:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2.dtypes import not_finite
-
 from .devices import gave_up
 from .drawing import Prepared, prepare
 from .drawing_request import DrawRequest, resolve
@@ -128,7 +126,6 @@ def _draw(
     todo = missing(mine, folder, prepared.shape, about, force=request.force) if request.skip_existing else mine
     if request.latents and len(todo) < len(mine):
         warn(f"{len(mine) - len(todo):,} arrays are left, which do not say how they were made")
-    precise = "; try --precision=float32" if about["precision"] != "float32" else ""
     began = time.perf_counter()
     generator = prepared.generator
     with contextlib.ExitStack() as stack:
@@ -138,9 +135,7 @@ def _draw(
         total = generator.evaluations * generator.batches(len(todo), request.batch)
         told = None if steps is None else stack.enter_context(steps(prepared.name, total))
         for batch in generator(todo, request.batch, advance=told):
-            latents = np.asarray(batch.latents)
-            if lost := [seed for seed, latent in zip(batch.seeds, latents, strict=False) if not_finite(latent)]:
-                raise SampleError(f"the network gives values that are NaN or infinite for seed {lost[0]}{precise}")
+            latents = prepared.latents(batch)
             writers.write(batch, latents if request.latents else np.asarray(batch.pictures))
         writers.settle()
     return len(writers.done), len(mine) - len(todo), time.perf_counter() - began

@@ -15,9 +15,9 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function of every item, in their order; threads are a few items ahead, and no more."""
-    threads, pending = cpus(), deque[Future[Result]]()
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+    """function of every item, in their order; threads, one a processor or so many, are a few items ahead, and no more."""
+    threads, pending = threads or cpus(), deque[Future[Result]]()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:

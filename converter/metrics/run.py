@@ -5,9 +5,9 @@ print(report.best)  # {"fid": ...}
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_edm2 import strict_json
-from jax_edm2.dtypes import not_finite
 from jax_edm2.evaluation import Distance
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.generation import share
@@ -28,6 +27,7 @@ from ..drawing_request import resolve
 from ..errors import UsageError
 from ..feature_statistics import write_statistics
 from ..phema import PhemaRequest, reconstruct
+from ..threads import ahead
 from .measuring import Measuring, Reference, Watch, chosen, distances, find_reference
 from .request import CalcRequest, GenRequest, MetricsError, RefRequest, SweepRequest
 
@@ -192,20 +192,15 @@ def _of_dataset(measuring: Measuring, dataset: ImageDataset, asked: dict[str, An
     asked = {**asked, "shape": list(dataset.shape), "names": len(dataset.names)}
 
     def source(start: int) -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
-            size = measuring.batch
-            parts = [mine[at : at + size] for at in range(start, len(mine), size)]
-            waiting = []
-            for part in [*parts, *[[]] * 2]:
-                waiting.append([pool.submit(dataset.__getitem__, number) for number in part])
-                if len(waiting) > 2 and (futures := waiting.pop(0)):
-                    yield np.stack([future.result()[0] for future in futures])
+        pictures = ahead(lambda number: dataset[number][0], mine[start:], max(workers, 1))
+        while batch := list(itertools.islice(pictures, measuring.batch)):
+            yield np.stack(batch)
 
     return measuring.statistics(dataset.path.name, asked, len(dataset), len(mine), source, watch)
 
 
 def _repeats(
-    measuring: Measuring, prepared: Prepared, batch: int, request: GenRequest | SweepRequest, reference: Reference,
+    measuring: Measuring, prepared: Prepared, batch: int, request: GenRequest, reference: Reference,
     watch: Watch, what: str | None = None,
 ) -> list[Result]:  # fmt: skip
     results = []
@@ -226,12 +221,7 @@ def _of_network(
 
     def source(start: int) -> Iterator[np.ndarray]:
         for drawn in prepared.generator(mine[start:], batch):
-            latents = np.asarray(drawn.latents)[: len(drawn.seeds)]
-            if lost := [seed for seed, latent in zip(drawn.seeds, latents, strict=True) if not_finite(latent)]:
-                raise MetricsError(
-                    f"{prepared.name}: the network gives values that are NaN or infinite for seed {lost[0]}; try "
-                    "--precision=float32"
-                )
+            prepared.latents(drawn)  # which must be finite
             yield np.asarray(drawn.pictures)[: len(drawn.seeds)]
 
     return measuring.statistics(what or prepared.name, asked, len(seeds), len(mine), source, watch)
