@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax_edm2.dtypes import DTYPES
+from jax_edm2.safetensors_format import CODES, FormatError
 from jax_edm2.safetensors_format import File as Safetensors
-from jax_edm2.safetensors_format import FormatError
 
 from .downloads.cache import sha256
 from .errors import ConverterError
@@ -28,6 +28,7 @@ from .formats.pickle_reader import Instance
 from .formats.torch_legacy import TensorRecord
 from .snapshot import open_file
 from .sources import Fetching, Location
+from .weights import in_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,8 @@ def read_tensors(path: Path, metric: str) -> "dict[str, np.ndarray]":
             file = File(descriptor)
             records = {_canonical(name): record for name, record in _records(file)}
             check(metric, {name: record.shape for name, record in records.items()})
-            arrays = {name: _array(file, name, record) for name, record in records.items()}
+            weights = {name: record for name, record in records.items() if record.dtype in DTYPES}  # and no counts
+            arrays = {name: _array(file, name, record) for name, record in weights.items()}
         except (PickleError, ValueError) as error:
             raise DetectorError(f"{path}: {error}") from None
         finally:
@@ -145,20 +147,15 @@ def _of_modules(value: Any) -> Iterator[tuple[str, TensorRecord]]:
 
 def _array(file: File, name: str, record: TensorRecord) -> "np.ndarray":
     """Raises: PickleError."""
-    import numpy as np
-
     data = file.read(record.data.offset, record.data.length)
     if record.crc is not None and zlib.crc32(data) != record.crc:
         raise PickleError(f"is damaged: {name} does not have its checksum; fetch it again")
-    dtype = np.dtype(np.int64) if record.dtype == "int64" else DTYPES[record.dtype].numpy
-    stored = np.frombuffer(data, dtype).reshape([record.shape[axis] for axis in record.order])
-    return stored.transpose(np.argsort(record.order))
+    return in_shape(record, data)
 
 
 def _safetensors(path: Path, metric: str) -> "dict[str, np.ndarray]":
     """Raises: DetectorError."""
     from jax_edm2.evaluation.detectors import check
-    from jax_edm2.safetensors_format import CODES
 
     if not path.is_file():
         raise DetectorError(f"{path}: there is no such file")

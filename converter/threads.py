@@ -16,7 +16,7 @@ def cpus() -> int:
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
-    """function of every item, in their order; threads, one a processor or so many, are a few items ahead, and no more."""
+    """function of every item, in their order; threads, by default one a processor, are a few items ahead, not more."""
     threads, pending = threads or cpus(), deque[Future[Result]]()
     with ThreadPoolExecutor(threads) as pool:
         try:

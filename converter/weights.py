@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 CHUNK = 2**20  # bytes of a tensor read at a time: stays in the processor's cache
 
 
+def in_shape(record: TensorRecord, data: bytes | bytearray) -> "np.ndarray":
+    """A tensor's bytes, as they lie in the file, as an array, C-ordered."""
+    import numpy as np
+
+    array = np.frombuffer(data, DTYPES[record.dtype].numpy)
+    stored = array.reshape([record.shape[axis] for axis in record.order])
+    return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
+
+
 @dataclass(frozen=True)
 class Weights:
     """Tensors are read from the file when asked for; close it, or use it in a `with` statement."""
@@ -54,16 +63,12 @@ class Weights:
 
     def read(self, name: str) -> "np.ndarray":
         """A tensor as a new array, C-ordered."""
-        import numpy as np
-
         record = self.tensors[name]
         data = bytearray(record.data.length)
         self._read_into(memoryview(data), record.data.offset)
         if record.crc is not None:
             self._check(name, zlib.crc32(data))
-        array = np.frombuffer(data, DTYPES[record.dtype].numpy)
-        stored = array.reshape([record.shape[axis] for axis in record.order])
-        return np.array(stored.transpose(np.argsort(record.order)), order="C", copy=None)
+        return in_shape(record, data)
 
     def read_part(self, name: str, start: int, stop: int, room: memoryview) -> "np.ndarray":
         """The values of a tensor from `start` up to `stop`, in its C order: an array of one axis.
