@@ -8,25 +8,12 @@ import click
 from jax_edm2.settings import SAMPLERS, Churn, Settings
 
 from ..sources import Fetching
+from .lists import Numbers
 from .options import download_options, source_options
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
-
-
-class Interval(click.ParamType):
-    """Noise levels LO,HI."""
-
-    name = "LO,HI"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        try:
-            lo, hi = (float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r:.100} is no interval of noise levels such as 0.28,2.9", param, ctx)
-        return lo, hi
+INTERVAL = Numbers("interval of noise levels such as 0.28,2.9", lambda numbers: len(numbers) == 2, "LO,HI")
 
 
 def _recorded(name: str) -> str:
@@ -45,7 +32,7 @@ _NETWORK_OPTIONS = (
     click.option("--guidance", type=float, help="Its strength; 1 is no guidance.  [default: likewise]"),
 )
 _SAMPLER_OPTIONS = (
-    click.option("--guidance-interval", type=Interval(), help="Guide at these noise levels only: above LO, up to HI."),
+    click.option("--guidance-interval", type=INTERVAL, help="Guide at these noise levels only: above LO, up to HI."),
     click.option(
         "--unconditional-guide",
         "unconditional",

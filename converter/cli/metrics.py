@@ -29,6 +29,7 @@ from ..progress import Advance
 from ..sources import Fetching
 from .cluster import cluster_of, cluster_options
 from .drawing import drawing_options, drawn_by, sampler_options
+from .lists import Numbers, Words
 from .options import SETTINGS, device_option, download_options
 from .run import NOTE, TERMINATED, run, say
 from .stds import Stds
@@ -58,32 +59,6 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 """
 
 _images = click.Path(path_type=Path)
-
-
-class Words(click.ParamType):
-    """A list: fid,fd_dinov2."""
-
-    name = "LIST"
-
-    def convert(self, value, param, ctx):
-        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
-
-
-class Weights(click.ParamType):
-    """Guidance weights: 1,1.4,2."""
-
-    name = "LIST"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(float(word) for word in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r:.100} is no list of numbers such as 1,1.4,2", param, ctx)
-        if len(set(found)) < len(found):
-            self.fail(f"{value!r:.100} has a weight twice", param, ctx)
-        return found
 
 
 def _ref_option(command: Callable) -> Callable:
@@ -243,7 +218,13 @@ def ref(data, dest, num, seed, workers, force, json_, **options):
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="Folder for averages, progress, results.json and sweep.png.")  # fmt: skip
 @click.option("--gnet", metavar="PATH|URL", help="Guiding network.")
-@click.option("--guidance", type=Weights(), default="1", show_default=True, help="Its weights; 1 is no guidance.")
+@click.option(
+    "--guidance",
+    type=Numbers("list of numbers such as 1,1.4,2"),
+    default="1",
+    show_default=True,
+    help="Its weights; 1 is no guidance.",
+)
 @_ref_option
 @_num_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed of the first image.")

@@ -1,13 +1,7 @@
 """edm2-verify: does the JAX network compute what the PyTorch network of a snapshot computes?"""
 
-import contextlib
 import importlib.util
-import shlex
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -32,7 +26,6 @@ from ..verify.cases import (
     MOST_UPDATES,
     SIGMAS,
     Plan,
-    PlanError,
 )
 from ..verify.compiling.estimate import estimate, usual_programs
 from ..verify.compiling.job import PROGRAMS, Job
@@ -44,9 +37,11 @@ from ..verify.request import STEPS, FromSnapshot, FromTruth, Request, plan_of, t
 from ..verify.run import verify
 from ..verify.source import Source
 from ..weights import Weights
+from .lists import Names, Numbers
 from .options import SETTINGS, device_option, source_options, state_options
-from .run import BAD, GOOD, NOTE, PLAIN, run, say
+from .run import NOTE, run, say
 from .seeds import Seeds
+from .verify_output import command_line, show, stages
 
 EPILOG = """\b
 Examples:
@@ -78,37 +73,12 @@ WITH_GOLDEN = ("golden", "device", "report", "json_")
 FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "updates", "checks", "reference")
 
 
-class Sigmas(click.ParamType):
-    """Noise levels: 0.002,1,80."""
-
-    name = "LIST"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        try:
-            sigmas = tuple(float(part) for part in value.split(","))
-            Plan(sigmas=sigmas).check()
-        except (ValueError, PlanError):
-            self.fail(f"{value!r:.100} is no list of noise levels above 0 such as 0.002,1,80", param, ctx)
-        return sigmas
-
-
-class Names(click.ParamType):
-    """Some of `known`, with commas between, or all; in the order of these."""
-
-    name = "LIST"
-
-    def __init__(self, known: tuple[str, ...]):
-        self.known = known
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        names = self.known if value == "all" else tuple(part.strip() for part in value.split(","))
-        if unknown := [name for name in names if name not in self.known]:
-            self.fail(f"{unknown[0]!r:.100} is none of {', '.join(self.known)}, all", param, ctx)
-        return tuple(name for name in self.known if name in names)
+def _are_sigmas(numbers: tuple[float, ...]) -> bool:
+    try:
+        Plan(sigmas=numbers).check()
+    except ValueError:
+        return False
+    return True
 
 
 @click.command(name="edm2-verify", epilog=EPILOG, context_settings=SETTINGS)
@@ -140,7 +110,7 @@ class Names(click.ParamType):
 )
 @click.option(
     "--sigmas",
-    type=Sigmas(),
+    type=Numbers("list of noise levels above 0 such as 0.002,1,80", _are_sigmas),
     default=",".join(f"{sigma:g}" for sigma in SIGMAS),
     show_default=True,
     help="Noise levels, dealt to the images of a batch in turn.",
@@ -287,7 +257,7 @@ def edm2_verify(
     if truth is not None and plan.checks == ("throughput",):
         raise click.UsageError(f"{truth} has nothing to compare with: it was made with --checks throughput")
     _start_jax(device, plan.precision)
-    with _stages() as stage:
+    with stages() as stage:
         outcome = verify(request, stage)
     return _report(outcome, report, json_)
 
@@ -299,18 +269,12 @@ def _compile(job: Job, folder: Path | None, json_: bool) -> int:
     Target.parse(job.target)  # before the folder
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with _stages() as stage:
+    with stages() as stage:
         found = estimate(job, stage)
-    record = compiled.to_json(found, _command())
+    record = compiled.to_json(found, command_line())
     if folder is not None:
         compiled.write(record, found, folder)
-    if json_:
-        click.echo(dumps(record))
-    else:
-        for line in compiled.terminal(found):
-            say(line, style=_style(line))
-        if folder is not None:
-            say(f"{folder / 'compile.html'}")
+    show(record, compiled.terminal(found), json_, folder and folder / "compile.html")
     return 0 if all(each.error is None and each.fits for each in found) else 1
 
 
@@ -376,61 +340,15 @@ def _start_jax(device: str, precision: str):
     start(device)
 
 
-@contextlib.contextmanager
-def _stages():
-    """Yields a function that names the stage that is running, on standard error: on a terminal, or now and then."""
-    from .. import bars
-
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    shown, began, ended = "", time.monotonic(), threading.Event()
-
-    def show(stage: str):
-        nonlocal shown
-        if terminal:
-            click.echo(f"\r{' ' * len(shown)}\r{stage}", nl=False, err=True)
-        shown = stage
-
-    def tell():
-        while not ended.wait(bars.EVERY):
-            if shown and not shown.startswith("PyTorch"):  # which has lines of its own
-                say(f"edm2-verify: {shown}; {time.monotonic() - began:.0f} s so far", err=True)
-
-    if not terminal:
-        threading.Thread(target=tell, daemon=True).start()
-    try:
-        yield show
-    finally:
-        ended.set()
-        show("")
-
-
-def _command() -> str:
-    """The command line, without what a URL in it may hide."""
-    shown = [Location(word).name if Location(word).remote else word for word in sys.argv[1:]]
-    return shlex.join(["edm2-verify", *shown])
-
-
 def _report(outcome, folder: Path | None, json_: bool) -> int:
     from ..verify.report.files import write_report
     from ..verify.report.text import terminal, to_json
 
-    record = to_json(outcome, _command())
+    record = to_json(outcome, command_line())
     if folder is not None:
         write_report(record, folder)
-    if json_:
-        click.echo(dumps(record))
-    else:
-        for line in terminal(record):
-            say(line, style=_style(line))
-        if folder is not None:
-            say(f"{folder / 'report.html'}")
+    show(record, terminal(record), json_, folder and folder / "report.html")
     return outcome.exit_code
-
-
-def _style(line: str) -> dict[str, Any]:
-    """Of a report's line: by the word that it begins with."""
-    word = line.split(maxsplit=1)[0].rstrip(":") if line.strip() else ""
-    return {"AGREES": GOOD, "ok": GOOD, "DISAGREES": BAD, "BAD": BAD, "INCONCLUSIVE": NOTE, "~": NOTE}.get(word, PLAIN)
 
 
 def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
@@ -439,16 +357,12 @@ def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
 
     paths = find_goldens(folder)
     _start_jax(device, Plan().precision)
-    with _stages() as stage:
+    with stages() as stage:
         found = hold_to(paths, stage)
     record = to_json(*found)
     if report is not None:
         write(record, report)
-    if json_:
-        click.echo(dumps(record))
-    else:
-        for line in terminal(*found):
-            say(line, style=_style(line))
+    show(record, terminal(*found), json_)
     return record["exit_code"]
 
 

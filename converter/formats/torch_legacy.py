@@ -1,6 +1,6 @@
 """Tensors as torch saved them before version 1.6: streams of pickles, with the elements behind them.
 
-In a snapshot each storage is a stream of its own, inside the pickle; a file of torch.save is one stream of many storages.
+In a snapshot each storage is a stream of its own, inside the pickle; a file of torch.save is one stream of many.
 Sources: torch's `serialization._legacy_load` for the stream of a storage, `_utils._rebuild_tensor_v2` and
 `_rebuild_parameter` for what is made of it.
 """

@@ -83,6 +83,7 @@ class SweepRequest(GenRequest):
 
     indir, outkimg: the training's snapshots, as in `PhemaRequest`. outdir: for averages, progress, results and plot.
     draw: how to sample, and the guide; its `net` and `guidance` are what is swept. guidance: weights; 1 is none.
+    Raises: UsageError for a weight that is there twice, or guidance without a guide.
     """
 
     indir: Path
@@ -90,6 +91,12 @@ class SweepRequest(GenRequest):
     outstd: Sequence[float]
     guidance: Sequence[float] = (1.0,)
     outkimg: int | None = None
+
+    def __post_init__(self):
+        if len(set(self.guidance)) < len(self.guidance):
+            raise UsageError(f"--guidance {','.join(f'{weight:g}' for weight in self.guidance)}: has a weight twice")
+        if self.draw.gnet is None and not self.draw.unconditional and any(weight != 1 for weight in self.guidance):
+            raise UsageError("--guidance needs a guiding network: --gnet, or --unconditional-guide")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from jax_edm2.training.dataset import DatasetError, ImageDataset
 
 from ..drawing import Prepared, exchanged, prepare
 from ..drawing_request import resolve
-from ..errors import UsageError
 from ..feature_statistics import write_statistics
 from ..phema import PhemaRequest, reconstruct
 from ..threads import ahead
@@ -129,8 +128,6 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     from .plot import plot
 
     watch = (watch or Watch()).once()
-    if request.draw.gnet is None and any(weight != 1 for weight in request.guidance) and not request.draw.unconditional:
-        raise UsageError("--guidance needs a guiding network: --gnet, or --unconditional-guide")
     averages = request.outdir / "averages"
     wanted = PhemaRequest(
         request.indir, averages, request.outstd, request.outkimg, skip=True, fetching=request.draw.fetching
