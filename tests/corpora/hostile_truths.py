@@ -1,4 +1,4 @@
-"""Truth files and golden folders that are broken or hostile, and what edm2-verify must say to each.
+"""Truth files that are broken or hostile, and what edm2-verify must say to each.
 
 `tests/verify/test_hostile_truths.py` gives all of them to the library, and some to the command; `make hostile` gives
 nearly all of them to the command.
@@ -6,7 +6,6 @@ nearly all of them to the command.
 
 import dataclasses
 import os
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,31 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from jax_edm2.converter.verify.golden.check import FOLDER
 from jax_edm2.converter.verify.truth import MEMBER
 from tests.corpora.inputs import Input
 from tests.support.truths import NOTHING, PLAN, SMALL, Parts, archive, facts, sealed
 
-TRUTHS: list[Input] = []
-GOLDENS: list[Input] = []
-TRUTH, GOLDEN = "truth", "golden folder"
+INPUTS: list[Input] = []
 TAP = "seed0/unet.enc.4x4_conv/conv"
 LAST = "unet.embedding/emb_silu"
-BALANCES, ONE_LEVEL = FOLDER / "balances.npz", FOLDER / "one-level.npz"
-COMMANDS = {
-    TRUTH: ("edm2-verify", "--truth", "truth.npz", "--checkpoint", "none.safetensors", "--device", "cpu"),
-    GOLDEN: ("edm2-verify", "--golden", "goldens", "--device", "cpu"),
-}
-SECONDS = 5
+COMMAND = ("edm2-verify", "--truth", "truth.npz", "--checkpoint", "none.safetensors", "--device", "cpu")
 
 
-def add(kind: str, name: str, says: str, build: Callable[[Path], object]):
-    table, file = (TRUTHS, "truth.npz") if kind == TRUTH else (GOLDENS, "goldens")
-    table.append(Input(kind, name, build, says, COMMANDS[kind], file, None, seconds=SECONDS))
+def add(name: str, says: str, build: Callable[[Path], object]):
+    INPUTS.append(Input("truth", name, build, says, COMMAND, "truth.npz", None))
 
 
 def file(name: str, says: str, content: Callable[[], bytes]):
-    add(TRUTH, name, says, lambda path: path.write_bytes(content()))
+    add(name, says, lambda path: path.write_bytes(content()))
 
 
 def parts(name: str, says: str, change: Callable[[Parts], object], base: Callable[[], Parts] = Parts.made_up):
@@ -49,20 +39,12 @@ def parts(name: str, says: str, change: Callable[[Parts], object], base: Callabl
         change(found)
         path.write_bytes(found.archive())
 
-    add(TRUTH, name, says, build)
+    add(name, says, build)
 
 
 def fact(name: str, says: str, *place: Any):
     """place: keys down to a value of the facts, and another value."""
-    *keys, value = place
-
-    def change(found: Parts):
-        node = found.facts
-        for key in keys[:-1]:
-            node = node[key]
-        node[keys[-1]] = value
-
-    parts(name, says, change)
+    parts(name, says, lambda found: found.say(*place))
 
 
 def lacking(name: str, says: str, *keys: Any, base: Callable[[], Parts] = Parts.made_up):
@@ -87,11 +69,11 @@ file("a byte too long", "is no zip archive, or cut short", lambda: Parts.made_up
 file("something in front", "is no zip archive of one piece", lambda: b"#!/bin/sh\n" + Parts.made_up().archive())
 file("an archive of nothing", f"it has no {MEMBER}", lambda: archive([]))
 file("another writer's", "has gaps", lambda: archive([("x.npy", b"")], zip64=False))
-add(TRUTH, "a folder", "is no file", lambda path: path.mkdir())
-add(TRUTH, "a pipe", "is no file", os.mkfifo)
-add(TRUTH, "a link to nothing", "there is no such file", lambda path: path.symlink_to("nothing"))
-add(TRUTH, "a link to itself", "Too many levels of symbolic links", lambda path: path.symlink_to(path.name))
-add(TRUTH, "an endless device", "is no file", lambda path: path.symlink_to("/dev/zero"))
+add("a folder", "is no file", lambda path: path.mkdir())
+add("a pipe", "is no file", os.mkfifo)
+add("a link to nothing", "there is no such file", lambda path: path.symlink_to("nothing"))
+add("a link to itself", "Too many levels of symbolic links", lambda path: path.symlink_to(path.name))
+add("an endless device", "is no file", lambda path: path.symlink_to("/dev/zero"))
 
 
 def directory_of(count: int) -> bytes:
@@ -369,83 +351,8 @@ WIDE = dataclasses.replace(SMALL, label_dim=2000)
 parts("a plan whose inputs are huge", "MB of inputs, and", lambda p: p.facts["plan"].update(batch=65536),
       lambda: Parts.made_up(WIDE, FEW))  # fmt: skip
 
-
-# Goldens
-
-
-def golden_fact(name: str, says: str, *place: Any):
-    *keys, value = place
-
-    def build(folder: Path):
-        found = Parts.of(ONE_LEVEL)
-        node = found.facts
-        for key in keys[:-1]:
-            node = node[key]
-        node[keys[-1]] = value
-        folder.mkdir()
-        (folder / "x.npz").write_bytes(found.archive())
-
-    add(GOLDEN, name, says, build)
-
-
-def folder(name: str, says: str, fill: Callable[[Path], object]):
-    def build(path: Path):
-        path.mkdir()
-        fill(path)
-
-    add(GOLDEN, name, says, build)
-
-
-folder("nothing in it", "has no goldens", lambda path: None)
-folder("other files in it", "has no goldens", lambda path: (path / "x.txt").write_text("text"))
-folder("a text as golden", "x.npz: is no zip archive", lambda path: (path / "x.npz").write_text("text"))
-folder("an empty file as golden", "x.npz: is no zip archive", lambda path: (path / "x.npz").touch())
-folder("a folder as golden", "x.npz: is no file", lambda path: (path / "x.npz").mkdir())
-folder("a pipe as golden", "x.npz: is no file", lambda path: os.mkfifo(path / "x.npz"))
-folder("a link to nothing as golden", "there is no such file", lambda path: (path / "x.npz").symlink_to("nothing"))
-folder("a truth as golden", "is a truth file and no golden",
-       lambda path: (path / "x.npz").write_bytes(Parts.made_up().archive()))  # fmt: skip
-folder("a golden twice", "is of the same network as a.npz",
-       lambda path: [shutil.copy(BALANCES, path / name) for name in ("a.npz", "b.npz")])  # fmt: skip
-folder("101 goldens", "has more than 100 goldens",
-       lambda path: [(path / f"{i}.npz").touch() for i in range(101)])  # fmt: skip
-folder("a name for a terminal", "\\x1b[31m",
-       lambda path: (path / "\x1b[31m\n.npz").write_text("text"))  # fmt: skip
-
-
-def flipped(path: Path):
-    data = bytearray(BALANCES.read_bytes())
-    data[len(data) // 3] ^= 1
-    (path / "balances.npz").write_bytes(data)
-
-
-folder("a golden with a bit flipped", "is damaged: its sha256 is not", flipped)
-golden_fact("a golden of no network", "no network has that name", "golden", "network", "mine")
-golden_fact("a golden of a climbing network", "no network has that name", "golden", "network", "../../../tmp/x")
-golden_fact("a golden of another network", "has another configuration", "golden", "network", "plain")
-golden_fact("a golden whose network is a list", "network must be a text", "golden", "network", ["one level"])
-golden_fact("a golden that is null", "golden must be an object", "golden", None)
-golden_fact("a golden that is text", "golden must be an object", "golden", "yes")
-golden_fact("a golden without tolerance", "must have ", "golden", {"network": "one level"})
-golden_fact("a golden of no tolerance", "another tolerance", "golden", "tolerance", None)
-golden_fact("a golden of a high tolerance", "another tolerance", "golden", "tolerance", "accumulated", 1e9)
-golden_fact("a golden of a low tolerance", "another tolerance", "golden", "tolerance", "accumulated", -1.0)
-golden_fact("a golden of a NaN tolerance", "another tolerance", "golden", "tolerance", "accumulated", "NaN")
-golden_fact("a golden with another rule", "another tolerance", "golden", "tolerance", "k", 4.0)
-golden_fact("a golden of large errors", "not above 0 and at most 0.001", "golden", "measured", "gradient", 0.5)
-golden_fact("a golden of no errors", "not above 0 and at most 0.001", "golden", "measured", "gradient", 0)
-golden_fact("a golden of NaN errors", "not above 0 and at most 0.001", "golden", "measured", "gradient", "NaN")
-golden_fact("a golden of endless errors", "not above 0 and", "golden", "measured", "gradient", "Infinity")
-golden_fact("a golden of errors of text", "must be a number", "golden", "measured", "gradient", "1")
-golden_fact("a golden of no machine", "what machines", "golden", "on", [])
-golden_fact("a golden of a wrong digest", "64 hexadecimal digits", "golden", "normalised", "0")
-golden_fact("a golden of other checks", "is a golden of other checks", "plan", "checks", ["trajectory"])
-golden_fact("a golden in bfloat16", "is a golden of other checks, another precision", "plan", "precision", "bfloat16")
-golden_fact("a golden of a huge batch", "which should be", "plan", "batch", 65536)
-
 BY_COMMAND = {  # as processes in `make test`
     "empty", "a pipe", "10^6 members", "a deflated member of 100 MB", "schema 1 as it was made", "nested 100,000 deep",
-    "a shape of 10^9 numbers", "a plan with batch of 1000000000", "keys of no meaning", "a pipe as golden",
-    "a name for a terminal", "a golden of a high tolerance", "a golden with a bit flipped", "nothing in it",
+    "a shape of 10^9 numbers", "a plan with batch of 1000000000", "keys of no meaning",
 }  # fmt: skip
-FOR_COMMANDS = [*(case for case in TRUTHS if case.name not in MEMBERS_READ), *GOLDENS]  # by `make hostile`
+FOR_COMMANDS = [case for case in INPUTS if case.name not in MEMBERS_READ]  # by `make hostile`

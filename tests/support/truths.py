@@ -114,6 +114,14 @@ class Parts:
     def facts(self) -> dict[str, Any]:
         return self.record["facts"]
 
+    def say(self, *place: Any):
+        """place: keys down to a value of the facts, and another value."""
+        *keys, last, value = place
+        node = self.facts
+        for key in keys:
+            node = node[key]
+        node[last] = value
+
     def put(self, key: str, value: np.ndarray, header: bytes | None = None):
         """An array in the place of another, with the digest that is right for it."""
         data = np.asarray(value, order="C").tobytes()

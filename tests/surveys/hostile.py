@@ -17,6 +17,7 @@ from tests.corpora import (
     hostile_checkpoints,
     hostile_datasets,
     hostile_detectors,
+    hostile_goldens,
     hostile_networks,
     hostile_orbax,
     hostile_snapshots,
@@ -95,7 +96,7 @@ def main():
     parser.add_argument("--only", default="", help="those inputs whose class and name contain this")
     args = parser.parse_args()
     table = defaultdict(list)
-    everything = [*INPUTS, *hostile_truths.FOR_COMMANDS]
+    everything = [*INPUTS, *hostile_truths.FOR_COMMANDS, *hostile_goldens.INPUTS]
     inputs = [case for case in everything if args.only in f"{case.kind}: {case.name}"]
     for case in inputs:
         with tempfile.TemporaryDirectory() as folder:

@@ -16,12 +16,16 @@ from jax_edm2.converter.verify.facts import Facts
 from jax_edm2.converter.verify.golden.check import find_goldens
 from jax_edm2.converter.verify.truth import MOST_BYTES, MOST_VALUES, Truth, TruthError, TruthWriter, _Record
 from jax_edm2.messages import one_line
-from tests.corpora.hostile_truths import BALANCES, BY_COMMAND, GOLDENS, TRUTHS
+from tests.corpora import hostile_goldens, hostile_truths
+from tests.corpora.hostile_goldens import BALANCES
 from tests.support.truths import PLAN, SMALL, Parts, sealed, training_of, values
 from tests.support.truths import arrays as arrays_of
 from tests.support.truths import facts as facts_of
 from tests.surveys import hostile
 from tests.surveys.fuzz_truths import fuzz
+
+ALL = hostile_truths.INPUTS + hostile_goldens.INPUTS
+BY_COMMAND = hostile_truths.BY_COMMAND | hostile_goldens.BY_COMMAND
 
 
 def read_all(path):
@@ -36,23 +40,23 @@ def refused(case, path, read):
     assert case.says in one_line(str(caught.value))
 
 
-@pytest.mark.parametrize("case", TRUTHS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", hostile_truths.INPUTS, ids=lambda case: case.name)
 def test_truths(case, tmp_path):
     refused(case, tmp_path / "truth.npz", read_all)
 
 
-@pytest.mark.parametrize("case", GOLDENS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", hostile_goldens.INPUTS, ids=lambda case: case.name)
 def test_goldens(case, tmp_path):
     refused(case, tmp_path / "goldens", find_goldens)
 
 
 def test_each_has_a_name():
-    names = [case.name for case in TRUTHS + GOLDENS]
+    names = [case.name for case in ALL]
     assert len(set(names)) == len(names) > 200
     assert set(names) >= BY_COMMAND
 
 
-@pytest.mark.parametrize("case", [c for c in TRUTHS + GOLDENS if c.name in BY_COMMAND], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in ALL if c.name in BY_COMMAND], ids=lambda case: case.name)
 def test_by_command(case, tmp_path):
     (tmp_path / "input").mkdir()
     assert hostile.run(case, tmp_path / "input").problems == []

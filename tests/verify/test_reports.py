@@ -18,7 +18,7 @@ from jax_edm2.converter.verify.report.text import markdown, share, terminal, to_
 from jax_edm2.converter.verify.truth import Truth
 from jax_edm2.messages import one_line
 from jax_edm2.strict_json import clean, dumps
-from tests.corpora.hostile_truths import BALANCES
+from tests.corpora.hostile_goldens import BALANCES
 from tests.support.truths import Parts
 from tests.surveys.fuzz_truths import STILL, Still
 
