@@ -76,6 +76,7 @@ golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--c
 	$(BIN)/python -m golden.manifests $(ARGS)
 	$(BIN)/python -m golden.ema $(ARGS)
 	$(BIN)/python -m golden.torch_streams $(ARGS)
+	$(BIN)/python -m golden.likelihood $(ARGS)
 	$(BIN)/python -m golden.truths $(ARGS)
 
 first-minutes:  ## what a person does first, from the wheel in a folder of their own: convert, sample, fine-tune, verify

@@ -18,6 +18,7 @@ if not (Path(__file__).parent / "converter").exists():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
+    from jax_edm2.bridges import diffrax, flow, nnx
     from jax_edm2.bridges.nmboffi import PrecondUNet
     from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
@@ -92,14 +93,17 @@ _HOME = {
     "save_training_state": "training_state",
     "update_average": "ema",
 }
-__all__ = sorted(_HOME)
+_BRIDGES = "diffrax", "flow", "nnx"  # modules, as jax_edm2.nnx.load
+__all__ = sorted([*_HOME, *_BRIDGES])
 
 
 def __getattr__(name):
+    if name in _BRIDGES:
+        return importlib.import_module(f"{__name__}.bridges.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__():
-    return [*globals(), *_HOME]
+    return [*globals(), *_HOME, *_BRIDGES]
