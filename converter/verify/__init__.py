@@ -9,3 +9,5 @@ recorded before, `throughput` says how fast both frameworks are. What edm2-verif
     golden.check.hold_to(paths)                the Outcomes of goldens
     source.Source.of(snapshot)                 the source that a snapshot carries
 """
+
+from .assertion import assert_agrees as assert_agrees
