@@ -45,8 +45,7 @@ class Ported:
         """Trace what the plan asks for, without computing. Raises: VerifyError for what cannot be judged."""
         case = make_case(self.config, plan, plan.seeds[0])
         with jax_precision(plan.precision):
-            sizes = {plan.batch} if "forward" in plan.checks else set()
-            for size in sorted(sizes | ({1} if "trajectory" in plan.checks else set())):
+            for size in [plan.batch] + [1] * ("trajectory" in plan.checks):
                 few = case.first(size)
                 self._check_outputs(self._trace(self._outputs, few.x, few.sigma, few.labels), size)
             if "derivative" in plan.checks:
