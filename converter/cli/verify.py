@@ -1,20 +1,20 @@
 """edm2-verify: does the JAX network compute what the PyTorch network of a snapshot computes?"""
 
-import importlib.util
+import contextlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from jax_edm2 import __version__
 from jax_edm2.strict_json import dumps
 
 from .. import inference, presets
 from ..convert import describe
-from ..devices import start
 from ..opening import is_training_state, open_side
 from ..snapshot import Snapshot, read_snapshot
-from ..sources import Fetching, Location, locate
+from ..sources import Fetching, locate
 from ..verify import oracle_process
 from ..verify.cases import (
     CHECKS,
@@ -27,11 +27,10 @@ from ..verify.cases import (
     SIGMAS,
     Plan,
 )
-from ..verify.compiling.estimate import estimate, usual_programs
+from ..verify.compiling.estimate import usual_programs
 from ..verify.compiling.job import PROGRAMS, Job
-from ..verify.compiling.targets import Target
-from ..verify.golden.check import FOLDER, find_goldens, hold_to
-from ..verify.jax_side.xla_flags import set_xla_flags, xla_flags
+from ..verify.golden.check import FOLDER
+from ..verify.port import import_port
 from ..verify.precision import PRECISIONS
 from ..verify.request import STEPS, FromSnapshot, FromTruth, Request, plan_of, torch_device, usual_steps
 from ..verify.run import verify
@@ -41,7 +40,9 @@ from .lists import Names, Numbers
 from .options import SETTINGS, device_option, source_options, state_options
 from .run import NOTE, run, say
 from .seeds import Seeds
+from .verify_others import compile_for_target, hold_to_goldens, start_jax
 from .verify_output import command_line, show, stages
+from .verify_usage import check_emulation, check_golden, check_usage, checks_of_a_port, given_to
 
 EPILOG = """\b
 Examples:
@@ -49,6 +50,7 @@ Examples:
   edm2-verify golden/digits.pkl --checkpoint digits.safetensors \\
       --report runs/report
   edm2-verify --preset edm2-img512-xs
+  edm2-verify golden/digits.pkl --candidate my_port:denoise
   edm2-verify golden/digits.pkl --checks throughput --batch 64
   edm2-verify golden/digits.pkl --show-source
   edm2-verify golden/digits.pkl --reference embedded --trust-embedded-code
@@ -69,8 +71,6 @@ missing, broken or refused, 3 inconclusive (a precision switch did not take effe
 not finite), 130 interrupted.
 """
 OURS = "ours"  # goldens
-WITH_GOLDEN = ("golden", "device", "report", "json_")
-FROM_TRUTH = ("precision", "seeds", "sigmas", "batch", "steps", "updates", "checks", "reference")
 
 
 def _are_sigmas(numbers: tuple[float, ...]) -> bool:
@@ -87,6 +87,12 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="What JAX loads.  [default: converts SNAPSHOT in memory]"
 )
+@click.option(
+    "--candidate",
+    metavar="MODULE:FUNCTION",
+    help="Judge your own port: denoise(x, sigma, labels) -> D or (D, logvar), in JAX. The module, which is looked for "
+    "here first, is run.",
+)
 @state_options
 @device_option("Of JAX. PyTorch uses CUDA beside a GPU, else the CPU; the truth is always computed on the CPU.")
 @click.option(
@@ -102,8 +108,9 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
     type=Names(CHECKS),
     default=",".join(Plan().checks),
     show_default=True,
-    help="And training (a few steps of the optimiser, in 48 bytes of memory for each parameter) and throughput; or "
-    "all. Of the largest networks, gradients and training need all weights in memory at once.",
+    help="And training (a few steps of the optimiser, in 48 bytes of memory for each parameter), derivative (of D by "
+    "the noise; by default of a --candidate) and throughput; or all. Of the largest networks, gradients and training "
+    "need all weights in memory at once.",
 )
 @click.option(
     "--seeds", type=Seeds(MOST_SEEDS), default="0", show_default=True, help="Of the inputs, a batch each: 0-3,7."
@@ -182,9 +189,9 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
 @click.version_option(__version__)
 @click.pass_context
 def edm2_verify(
-    context, snapshot, checkpoint, weights, config_from, device, precision, checks, seeds, sigmas, batch, steps,
-    updates, reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline, timeout,
-    truth, golden, sweep, compile_for, programs, emulate, report, force, json_,
+    context, snapshot, checkpoint, candidate, weights, config_from, device, precision, checks, seeds, sigmas, batch,
+    steps, updates, reference, trust_embedded_code, show_source, save_truth, preset, sha256, cache_dir, offline,
+    timeout, truth, golden, sweep, compile_for, programs, emulate, report, force, json_,
 ):  # fmt: skip
     """Prove that JAX computes what PyTorch computes with the weights of SNAPSHOT (a .pkl file or its URL).
 
@@ -193,20 +200,13 @@ def edm2_verify(
     trajectory with PyTorch in float64, and judges JAX by PyTorch's own error in the same precision.
     """
     if golden is not None:
-        if found := [
-            parameter for parameter in context.params if parameter not in WITH_GOLDEN and _given(context, parameter)
-        ]:
-            raise click.UsageError(f"--golden goes with --device, --report and --json alone, not with {found[0]}")
-        return _golden(FOLDER if str(golden) == OURS else golden, device, report, json_)
+        check_golden(context)
+        return hold_to_goldens(FOLDER if str(golden) == OURS else golden, device, report, json_)
+    if candidate is not None:
+        checks = checks_of_a_port(context, checks)
     fetching = Fetching(sha256, cache_dir, offline, timeout)
     if emulate is not None:
-        if compile_for is not None or save_truth is not None:
-            other = "--compile-for" if save_truth is None else "--save-truth"
-            raise click.UsageError(f"--emulate is of what JAX computes, and with {other} it computes nothing")
-        if device not in ("auto", "cpu"):
-            raise click.UsageError(f"--emulate is of the CPU: leave --device {device} out")
-        if "throughput" in checks or sweep:
-            raise click.UsageError("--emulate says nothing of speed: leave throughput out")
+        check_emulation(context, device, checks)
         device = "cpu"
     if compile_for is not None:
         source, published = locate(snapshot, preset)
@@ -216,7 +216,7 @@ def edm2_verify(
             with open_side(fetching.bring(source), weights, config_from) as opened:
                 config = opened.config
         job = Job(compile_for, config, batch, precision, programs or usual_programs(config), steps or STEPS)
-        return _compile(job, report, json_)
+        return compile_for_target(job, report, json_)
     if programs is not None:
         raise click.UsageError("--programs is for --compile-for")
     if show_source:
@@ -224,9 +224,9 @@ def edm2_verify(
             _show_source(Source.of(opened), json_)
         return 0
     if sweep and "throughput" not in checks:
-        checks = (*checks, "throughput") if _given(context, "checks") else ("throughput",)
+        checks = (*checks, "throughput") if given_to(context, "checks") else ("throughput",)
     location = locate(snapshot, preset)[0] if snapshot or preset else None
-    _check_usage(context, location, checks)
+    check_usage(context, location, checks)
     path = fetching.bring(location) if location else None  # when everything else is known to be right
     files = [file for file in (path, checkpoint) if file is not None and file.exists()]
     if (weights or config_from) and not any(map(is_training_state, files)):
@@ -235,8 +235,9 @@ def edm2_verify(
         with open_side(path, weights, config_from) as opened:
             config = opened.config
             _about_source(opened, reference)
+    request: Request
     if truth is not None:
-        request: Request = FromTruth(
+        request = FromTruth(
             truth, checkpoint, path, device, sweep, weights=weights, config_from=config_from, emulate=emulate
         )
     else:
@@ -256,56 +257,13 @@ def edm2_verify(
     plan = plan_of(request)
     if truth is not None and plan.checks == ("throughput",):
         raise click.UsageError(f"{truth} has nothing to compare with: it was made with --checks throughput")
-    _start_jax(device, plan.precision)
-    with stages() as stage:
+    start_jax(device, plan.precision)
+    with stages() as stage, contextlib.ExitStack() as stack:
+        if candidate is not None:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # what it prints is no part of the report
+            request = replace(request, port=import_port(candidate))
         outcome = verify(request, stage)
     return _report(outcome, report, json_)
-
-
-def _compile(job: Job, folder: Path | None, json_: bool) -> int:
-    """Estimates of an accelerator: the exit code."""
-    from ..verify.report import compiled
-
-    Target.parse(job.target)  # before the folder
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with stages() as stage:
-        found = estimate(job, stage)
-    record = compiled.to_json(found, command_line())
-    if folder is not None:
-        compiled.write(record, found, folder)
-    show(record, compiled.terminal(found), json_, folder and folder / "compile.html")
-    return 0 if all(each.error is None and each.fits for each in found) else 1
-
-
-def _given(context, name) -> bool:
-    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-
-
-def _check_usage(context, location: Location | None, checks: tuple[str, ...]):
-    """Raises: click.UsageError for options that do not go together."""
-    given = context.params
-    if given["truth"] is None and importlib.util.find_spec("torch") is None:
-        raise click.UsageError("PyTorch is not installed: pip install torch, or bring what it computes with --truth")
-    if given["truth"] is not None and given["save_truth"] is not None:
-        raise click.UsageError("--truth and --save-truth exclude each other")
-    if given["save_truth"] is not None and checks == ("throughput",):
-        raise click.UsageError("--save-truth keeps what PyTorch computes, and throughput computes nothing to keep")
-    if location is None and given["truth"] is None:
-        raise click.UsageError("give a SNAPSHOT (.pkl)")
-    if location is None and given["checkpoint"] is None:
-        raise click.UsageError("give a SNAPSHOT (.pkl) or a --checkpoint beside --truth")
-    if location is None and _given(context, "checks") and "throughput" in checks:
-        raise click.UsageError("throughput needs a SNAPSHOT (.pkl)")
-    if given["truth"] is not None:
-        for name in FROM_TRUTH:
-            if _given(context, name):
-                raise click.UsageError(f"--{name} is fixed by the --truth file: leave it out")
-    if given["reference"] == "embedded" and not given["trust_embedded_code"]:
-        raise click.UsageError(
-            "--reference embedded executes the Python source inside the snapshot; add --trust-embedded-code if you "
-            "trust where the file came from"
-        )
 
 
 def _about_source(weights: Weights, reference: str):
@@ -332,14 +290,6 @@ def _show_source(source: Source, json_: bool):
         say(line)
 
 
-def _start_jax(device: str, precision: str):
-    """Bring JAX up on the device asked for, with the flags that the precision needs."""
-    unknown = set_xla_flags(xla_flags(precision, device))
-    if unknown:
-        say(f"edm2-verify: this XLA does not know {' '.join(unknown)}", err=True)
-    start(device)
-
-
 def _report(outcome, folder: Path | None, json_: bool) -> int:
     from ..verify.report.files import write_report
     from ..verify.report.text import terminal, to_json
@@ -349,21 +299,6 @@ def _report(outcome, folder: Path | None, json_: bool) -> int:
         write_report(record, folder)
     show(record, terminal(record), json_, folder and folder / "report.html")
     return outcome.exit_code
-
-
-def _golden(folder: Path, device: str, report: Path | None, json_: bool) -> int:
-    """Hold this machine to goldens: the exit code."""
-    from ..verify.golden.report import terminal, to_json, write
-
-    paths = find_goldens(folder)
-    _start_jax(device, Plan().precision)
-    with stages() as stage:
-        found = hold_to(paths, stage)
-    record = to_json(*found)
-    if report is not None:
-        write(record, report)
-    show(record, terminal(*found), json_)
-    return record["exit_code"]
 
 
 def main():

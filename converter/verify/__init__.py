@@ -7,5 +7,8 @@ recorded before, `throughput` says how fast both frameworks are. What edm2-verif
     run.verify(request)                        a `request` FromSnapshot or FromTruth; the Outcome
     oracle_process.save_truth(request, path)   what PyTorch computes, for another machine
     golden.check.hold_to(paths)                the Outcomes of goldens
+    assert_agrees(snapshot, denoise)           for tests: anybody's port, held to a snapshot or a truth file
     source.Source.of(snapshot)                 the source that a snapshot carries
 """
+
+from .assertion import assert_agrees as assert_agrees

@@ -13,7 +13,7 @@ from jax_edm2.messages import brief
 from .precision import PRECISIONS
 
 SIGMAS = (0.002, 0.3, 3.0, 80.0)
-CHECKS = ("parameters", "forward", "gradients", "trajectory", "training", "throughput")
+CHECKS = ("parameters", "forward", "gradients", "derivative", "trajectory", "training", "throughput")
 MOST_SEEDS, LARGEST_SEED = 10_000, 10**18 - 1
 MOST_SIGMAS, LARGEST_SIGMA = 1000, 1e6
 MOST_BATCH = 65536
@@ -102,6 +102,10 @@ class Case:
     def first(self, count: int) -> "Case":
         labels = None if self.labels is None else self.labels[:count]
         return Case(self.images[:count], self.noise[:count], self.sigma[:count], labels)
+
+
+# Of a network of which nothing is known but what it computes.
+OF_ANY_DENOISER = ("forward", "derivative", "trajectory")
 
 
 @dataclass(frozen=True)

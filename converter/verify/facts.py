@@ -12,7 +12,7 @@
     errors          of PyTorch in the precision that is judged, with condition numbers (see `torch_side.conditioning`):
                     {CASE: {accumulated: {TAP: {error, condition, dtype}}, isolated: as accumulated,
                             outputs: {NAME: {error, condition}}}, "CASE unlabelled": {accumulated: as above},
-                     gradients: {KEY: {error, condition}}, training: likewise, trajectory: [error]}
+                     gradients: {KEY: {error, condition}}, derivative, training: likewise, trajectory: [error]}
     repeat          largest difference of two runs of PyTorch, or null
     environment, switches, seconds   of PyTorch; `switches` has `problem`: why the precision is not in effect, or null
     golden          of a golden alone: see converter.verify.golden.check

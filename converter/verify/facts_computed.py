@@ -68,7 +68,7 @@ def errors_of(found: Any, plan: Plan, config: EDM2Config, reduced: bool, arrays:
     """The errors of all that was computed, and of nothing else. Raises: FactsError."""
     cases = [f"seed{seed}" for seed in plan.seeds] if "forward" in plan.checks else []
     alone = [f"{case} unlabelled" for case in cases if config.label_dim and not reduced]
-    rest = [check for check in ("gradients", "trajectory", "training") if check in plan.checks]
+    rest = [check for check in ("gradients", "derivative", "trajectory", "training") if check in plan.checks]
     keys(found, "errors", [*cases, *alone, *rest])
     taps: dict[str, set[str]] = {case: set() for case in [*cases, *alone]}
     for key in arrays:
@@ -91,9 +91,10 @@ def errors_of(found: Any, plan: Plan, config: EDM2Config, reduced: bool, arrays:
     if "gradients" in rest:
         named = [key for key in arrays if key == "loss" or key.startswith(tuple(f"{kind}/" for kind in shapes.MADE_OF))]
         errors["gradients"] = _pairs(found["gradients"], "errors of gradients", named)
-    if "training" in rest:
-        named = [key for key in arrays if key.startswith(f"{shapes.TRAINING}/")]
-        errors["training"] = _pairs(found["training"], "errors of the training", named)
+    for check in (shapes.DERIVATIVE, shapes.TRAINING):
+        if check in rest:
+            named = [key for key in arrays if key.startswith(f"{check}/")]
+            errors[check] = _pairs(found[check], f"errors of the {check}", named)
     if "trajectory" in rest:
         values = found["trajectory"]
         if not isinstance(values, list) or len(values) != plan.steps + 1:

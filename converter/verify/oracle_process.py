@@ -95,6 +95,8 @@ def truth_bytes(config: EDM2Config, plan: Plan) -> int:
         values += plan.batch * len(plan.seeds) * sum(size * (1 + (tap in twice)) for tap, size in sizes.items())
     if "trajectory" in plan.checks:
         values += (plan.steps + 1) * config.img_channels * config.img_resolution**2
+    if "derivative" in plan.checks:
+        values += plan.batch * len(plan.seeds) * config.img_channels * config.img_resolution**2
     if "gradients" in plan.checks:  # in float32, the new value and its average
         values += 3 * sum(map(math.prod, expected_tree(config).values())) // 2
     if "training" in plan.checks:  # of a state with two averages

@@ -22,6 +22,7 @@ class Findings:
     parameters: list[tuple[str, str]] | None = None
     forward: list[Measurement] = field(default_factory=list)
     gradients: list[Measurement] = field(default_factory=list)
+    derivative: list[Measurement] = field(default_factory=list)
     trajectory: list[Measurement] = field(default_factory=list)
     training: list[Measurement] = field(default_factory=list)
     crashes: list[tuple[str, str]] = field(default_factory=list)  # (where, why) of what JAX could not compute
@@ -35,6 +36,7 @@ class Findings:
         return {
             "forward": self.forward,
             "gradients": self.gradients,
+            "derivative": self.derivative,
             "trajectory": self.trajectory,
             "training": self.training,
         }
@@ -55,6 +57,7 @@ class Outcome:
     tolerance: Tolerance
     snapshot: Path | None = None
     checkpoint: Path | None = None
+    port: str | None = None  # the name of somebody else's denoiser, if it is one's
     code: Code | None = None  # of the snapshot; None where nothing is known about it
     throughput: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -123,8 +126,11 @@ def unsure(truth: Truth, switches: dict[str, Any], tolerance: Tolerance, finding
         yield f"PyTorch itself is {m.torch_error:.1e} from the truth at {len(off)} places, {m.kind} {m.name} among them"
 
 
-def warnings(plan: Plan, findings: Findings, switches: dict[str, Any]) -> Iterator[str]:
-    """Sentences on what a reader should know beside the verdict. switches: JAX's."""
+def warnings(plan: Plan, findings: Findings, switches: dict[str, Any], port: str | None = None) -> Iterator[str]:
+    """Sentences on what a reader should know beside the verdict. switches: JAX's. port: whose denoiser."""
+    if port is not None:
+        without = "logvar, " if {m.name for m in findings.forward} == {"denoised"} else ""
+        yield f"not judged: {without}parameters, operations inside and gradients by parameters, which are {port}'s own"
     if device := switches.get("emulated"):
         yield f"the products of a {device.upper()} are emulated on the CPU: nothing ran on one"
     if plan.precision != "float32":

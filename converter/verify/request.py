@@ -1,9 +1,10 @@
 """What a verification can be asked for: a type for each way. (Goldens need no request: see `golden.check`.)"""
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jax_edm2.config import EDM2Config
 
@@ -22,6 +23,20 @@ class VerifyError(ConverterError):
 
 
 @dataclass(frozen=True)
+class Port:
+    """Anybody's port of a network: a function that denoises.
+
+    denoise(x, sigma, labels): D, or (D, logvar), in JAX, of x [N, C, H, W] and sigma [N] in float32, and labels, one
+    for each image as a vector [N, label_dim] of zeros and a 1, or of zeros for none; None of a network without labels.
+
+    D [N, C, H, W] and logvar, N values, in float32. name: in reports.
+    """
+
+    name: str
+    denoise: Callable[[Any, Any, Any], Any]
+
+
+@dataclass(frozen=True)
 class FromSnapshot:
     """PyTorch computes the truth of a network, and JAX is judged by it.
 
@@ -30,6 +45,7 @@ class FromSnapshot:
     checkpoint: JAX's; None converts the snapshot in memory. device: of JAX; auto, cpu, gpu or tpu. torch_device: of
     PyTorch in the precision that is judged; cpu or cuda (see `torch_device`). sweep: throughput of more and more images
     at once. held: bytes of weights that a process holds. emulate: JAX is on a CPU, and multiplies as that accelerator.
+    port: somebody else's denoiser, which is judged in place of our network.
     """
 
     snapshot: Path
@@ -43,14 +59,15 @@ class FromSnapshot:
     weights: str | None = None
     config_from: str | None = None
     emulate: Literal["tpu", "gpu"] | None = None
+    port: Port | None = None
 
 
 @dataclass(frozen=True)
 class FromTruth:
     """JAX is judged by a truth file that there is, whose plan says how. Needs no PyTorch.
 
-    checkpoint: JAX's, or None, which converts the snapshot in memory: one of both is needed. The others are as in
-    FromSnapshot; sweep needs the snapshot.
+    checkpoint: JAX's, or None, which converts the snapshot in memory: one of both is needed, or a port. The
+    others are as in FromSnapshot; sweep needs the snapshot.
     """
 
     truth: Path
@@ -62,6 +79,7 @@ class FromTruth:
     weights: str | None = None
     config_from: str | None = None
     emulate: Literal["tpu", "gpu"] | None = None
+    port: Port | None = None
 
 
 Request = FromSnapshot | FromTruth

@@ -26,7 +26,7 @@ PROJECTED = (9,)  # a norm and the projections: see `truth.projection`
 SAMPLE = "sample"  # of PyTorch in the precision that is judged, where the trajectory ends
 OUTPUTS = ("denoised", "logvar")
 MADE_OF = ("gradient", "step", "ema")  # what is kept of every parameter
-TRAINING = "training"  # what keys of the check training begin with
+DERIVATIVE, TRAINING = "derivative", "training"  # checks, and what keys of theirs begin with
 
 
 def parameters(config: EDM2Config) -> dict[str, Shape]:
@@ -68,6 +68,9 @@ def of_the_rest(
         for name, shape in trained(config).items():
             for kind in MADE_OF[:1] if reduced else MADE_OF:
                 yield (f"{kind}/{name}", *((DOUBLE, PROJECTED) if reduced else (SINGLE, shape)))
+    if DERIVATIVE in plan.checks:
+        for seed in plan.seeds:
+            yield f"{DERIVATIVE}/seed{seed}", DOUBLE, (plan.batch, c, r, r)
     if training is not None:
         for name in ("loss", "gradient_norm", "rate"):
             yield f"{TRAINING}/{name}", DOUBLE, (plan.updates,)

@@ -9,6 +9,7 @@ A zip archive of .npy members (numpy.load reads it like any .npz; see `converter
     trajectory                  float64 [steps + 1, 1, C, H, W], the states of the Heun sampler
     sample                      float32 [1, C, H, W], their end in PyTorch in the precision that is judged; to be shown
     loss                        float64, the mean EDM2 loss
+    derivative/CASE             float64 [N, C, H, W], see `torch_side.derivative`
     training/loss, training/gradient_norm, training/rate   float64 [updates]; training/images
     training/PART/NAME          float32, of every parameter after it (net), its moments and averages
     gradient/NAME, step/NAME, ema/NAME   float32 (rounded once), of every parameter; gradient/input besides

@@ -42,6 +42,7 @@ class Tolerance:
             "folded": self.accumulated,
             "gradient": self.gradient,
             "step": self.gradient,
+            "derivative": self.gradient,
             "trajectory": self.trajectory,
             "training": self.training,
         }[kind]
@@ -99,7 +100,7 @@ def tolerance_of(measured: dict[str, float]) -> Tolerance:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One result beside the truth. kind: isolated, accumulated, compiled, gradient, step, trajectory or training."""
+    """One result beside the truth. kind: a name that `Tolerance.floor` knows."""
 
     kind: str
     case: str  # seed0, ...

@@ -31,6 +31,7 @@ from ..cases import HELD, STEP, Case, Plan, make_case, trajectory_start
 from ..outcome import Progress
 from ..taps import Tap
 from . import emulation
+from .derivative import derivative
 from .precision import jax_dtype, jax_precision
 from .taps import TappedNetwork
 from .training import Start
@@ -70,7 +71,17 @@ class Candidate:
 
             return jax.value_and_grad(loss, (0, 1))(variables["params"], noise)
 
-        self._functions = {"denoise": jax.jit(denoise), "differentiate": jax.jit(differentiate)}
+        def derive(variables, images, sigma, noise, labels):
+            def run(x, sigma, labels):
+                return net.apply(variables, x, sigma, labels)
+
+            return derivative(run, config.sigma_data, images, sigma, noise, labels)
+
+        self._functions = {
+            "denoise": jax.jit(denoise),
+            "differentiate": jax.jit(differentiate),
+            "derive": jax.jit(derive),
+        }
 
     def denoise(self, x, sigma, labels) -> tuple[jax.Array, jax.Array]:
         """(D, logvar) of the network compiled as a whole."""
@@ -94,6 +105,10 @@ class Candidate:
     def differentiate(self, variables, case: Case):
         """(loss, (gradients of the parameters, gradient of the noise)) of the mean EDM2 loss."""
         return self._call("differentiate", variables, case.images, case.sigma, case.noise, case.labels)
+
+    def derive(self, case: Case) -> jax.Array:
+        """The gradient by the noise: see `derivative`."""
+        return self._call("derive", self._whole(), case.images, case.sigma, case.noise, case.labels)
 
     def _call(self, name, *arguments):
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]

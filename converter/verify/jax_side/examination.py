@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from jax_edm2.ema import update_average
-from jax_edm2.settings import noise_levels
 from jax_edm2.state_layout import NET
 from jax_edm2.training import project_to_sphere
 from jax_edm2.twofold import Twofold
@@ -21,63 +20,65 @@ from jax_edm2.twofold import Twofold
 from ...errors import ConverterError
 from ...names import torch_name
 from ...weights import Weights
-from ..cases import STEP, Case, make_case
-from ..metrics import Difference, difference, gradient_norm, psnr, training_norm
+from ..cases import OF_ANY_DENOISER, STEP, Case, make_case
+from ..metrics import Difference, difference, gradient_norm, training_norm
 from ..outcome import Findings, Progress
 from ..request import VerifyError
-from ..shapes import SAMPLE, TRAINING, trained
+from ..shapes import DERIVATIVE, TRAINING, trained
 from ..taps import EMBEDDED, EMBEDDING, Enough, Tap, boundaries, taps
 from ..truth import Truth, projection, reduced
 from ..verdict import Tolerance, judge
 from .candidate import Candidate
+from .denoising import Denoising, raising
 from .parameters import compare_parameters
+from .ported import Ported, PortExamination
 from .training import run_training
 from .unread import raised
 
 
 def examine(
-    candidate: Candidate,
+    candidate: Candidate | Ported,
     truth: Truth,
     tolerance: Tolerance,
     *,
     snapshot: Weights | None = None,
     progress: Progress = lambda stage: None,
 ) -> Findings:
-    """Run every check of the truth's plan."""
+    """Run every check of the truth's plan; of somebody else's denoiser, those that can judge it."""
     findings = Findings()
-    run = (Examination if truth.golden is None else GoldenExamination)(candidate, truth, tolerance, findings, progress)
+    if isinstance(candidate, Ported):
+        run: Denoising = PortExamination(candidate, truth, tolerance, findings, progress)
+    else:
+        kind = Examination if truth.golden is None else GoldenExamination
+        run = kind(candidate, truth, tolerance, findings, progress)
     for check in truth.plan.checks:
+        if isinstance(candidate, Ported) and check not in OF_ANY_DENOISER:
+            continue
         progress(check)
-        if check == "parameters":
+        if check == "parameters" and isinstance(candidate, Candidate):
             findings.parameters = compare_parameters(candidate.variables, truth.facts.parameters, snapshot)
         elif check == "forward":
             for seed in truth.plan.seeds:
                 run.forward(f"seed{seed}", make_case(truth.config, truth.plan, seed))
-        elif check == "gradients":
+        elif check == "gradients" and isinstance(run, _Examination):
             with run.crash("gradients"):
                 run.gradients()
+        elif check == DERIVATIVE:
+            with run.crash(DERIVATIVE):
+                run.derivative()
         elif check == "trajectory":
             with run.crash("trajectory"):
                 run.trajectory()
-        elif check == "training":
+        elif check == "training" and isinstance(run, _Examination):
             with run.crash("training"):
                 run.training()
     return findings
 
 
-class _Examination(ABC):
+class _Examination(Denoising):
     """What both kinds have in common. Subclasses say how the network is run forward, and what is kept of the rest."""
 
-    def __init__(
-        self, candidate: Candidate, truth: Truth, tolerance: Tolerance, findings: Findings, progress: Progress
-    ):
-        self.progress = progress
-        self.candidate, self.truth, self.tolerance, self.findings = candidate, truth, tolerance, findings
-        self.config, self.plan, self.errors = truth.config, truth.plan, truth.facts.errors
-
-    @abstractmethod
-    def forward(self, name: str, case: Case):
-        """Measure forward passes of one batch, which has this name in the truth."""
+    candidate: Candidate
 
     @abstractmethod
     def kept(self, name: str, gradient: Any) -> np.ndarray:
@@ -91,20 +92,6 @@ class _Examination(ABC):
     def of_training(self, run: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
         """What the truth has of that which a training gives."""
 
-    @abstractmethod
-    def states(self) -> list[np.ndarray]:
-        """The states of the trajectory."""
-
-    @contextlib.contextmanager
-    def crash(self, where: str) -> Iterator[None]:
-        """What JAX raises in the body is a finding, not an end."""
-        try:
-            yield
-        except (KeyboardInterrupt, MemoryError, ConverterError):
-            raise
-        except Exception as error:
-            self.findings.crashes.append((where, _raised(error)))
-
     def gradients(self):
         case = make_case(self.config, self.plan, self.plan.seeds[0]).first(STEP.batch)
         variables = project_to_sphere(raised(self.candidate.variables))
@@ -116,19 +103,6 @@ class _Examination(ABC):
             name = torch_name(f"params/{path}")
             self.judge_gradient("gradient", name, f"gradient/{name}", self.kept(name, gradient))
             self.step(name, params[path], gradient)
-
-    def trajectory(self):
-        sigmas = noise_levels(self.plan.steps)
-        exact, errors = self.truth["trajectory"], self.errors["trajectory"]
-        for i, x in enumerate(self.states()):
-            name = f"sigma {sigmas[i]:.4g}"
-            found = difference(x, exact[i])
-            self.findings.trajectory.append(judge("trajectory", "", name, found, errors[i], self.tolerance))
-        self.findings.psnr = psnr(x, exact[-1])
-        torch = {"PyTorch": self.truth[SAMPLE]} if SAMPLE in self.truth.names else {}
-        ends = {"truth": exact[-1], **torch, "JAX": x}
-        self.findings.samples = {name: np.asarray(end[0], np.float32) for name, end in ends.items()}
-        self.findings.sigmas = sigmas
 
     def training(self):
         about, names = self.truth.facts.training, trained(self.config)
@@ -154,14 +128,6 @@ class _Examination(ABC):
         measured = judge(kind, "", name, found, torch["error"], self.tolerance, torch["condition"])
         self.findings.gradients.append(measured)
 
-    def outputs(self, kind: str, case: str, run: Callable[[], tuple[Any, Any]]):
-        """Of the network compiled as a whole, which `run` runs."""
-        with self.crash(f"{case}: the {kind} network"):
-            for output, value in zip(("denoised", "logvar"), run(), strict=True):
-                found = difference(np.asarray(value, np.float64), self.truth[f"{case}/{output}"])
-                expected = self.errors[case]["outputs"][output]
-                self.note(kind, case, output, found, expected["error"], expected["condition"])
-
     def measure(self, kind: str, case: str, tap: str, value: Any, exact: np.ndarray):
         """The value at a tap."""
         expected = self.errors[case][kind][tap]
@@ -171,10 +137,6 @@ class _Examination(ABC):
 
     def fail(self, kind: str, case: str, tap: str, problem: str):
         self.note(kind, case, tap, Difference(), math.nan, 0.0, problem)
-
-    def note(self, kind, case, name, found, torch_error, condition, problem=None):
-        measured = judge(kind, case, name, found, torch_error, self.tolerance, condition, problem)
-        self.findings.forward.append(measured)
 
 
 class Examination(_Examination):
@@ -218,7 +180,7 @@ class Examination(_Examination):
         except (KeyboardInterrupt, MemoryError, ConverterError):
             raise
         except Exception as error:
-            self.fail(kind, case, str(self._after(self.candidate.tapped.last)), _raised(error))
+            self.fail(kind, case, str(self._after(self.candidate.tapped.last)), raising(error))
             return
         for tap in taps(self.config):
             if tap not in seen:
@@ -304,10 +266,6 @@ def _training_step(parameter, gradient, size: float):
         parameter, new, images_seen=STEP.images_seen, batch_size=STEP.images_per_step, std=STEP.ema_std
     )
     return new, average
-
-
-def _raised(error: Exception) -> str:
-    return f"raised {type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 def _numpy(value) -> tuple[np.ndarray, str]:

@@ -16,11 +16,12 @@ from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Tolerance, guil
 from . import emulation
 from .candidate import Candidate
 from .examination import examine
+from .ported import Ported
 from .precision import jax_facts, jax_precision, jax_switches
 
 
 def judge(
-    candidate: Candidate,
+    candidate: Candidate | Ported,
     truth: Truth,
     *,
     snapshot: Weights | None = None,
@@ -32,8 +33,8 @@ def judge(
     with jax_precision(plan.precision):
         switches = jax_switches(plan.precision)
         findings = examine(candidate, truth, tolerance, snapshot=snapshot, progress=progress)
-    differences = _config_differences(truth.config, candidate.net.config)
-    record = candidate.record
+    port, record = (candidate.port.name, None) if isinstance(candidate, Ported) else (None, candidate.record)
+    differences = [] if isinstance(candidate, Ported) else _config_differences(truth.config, candidate.net.config)
     disagreements = list(wrong(findings, differences, record, truth.facts.snapshot.get("sha256")))
     doubts = list(unsure(truth, switches, tolerance, findings))
     certain = bool(findings.parameters or differences)  # no precision switch excuses these
@@ -44,7 +45,7 @@ def judge(
         verdict=verdict,
         reasons=disagreements + doubts if verdict == DISAGREES else doubts + disagreements,
         guilty=guilty(truth.config, findings.forward, findings.parameters or []),
-        warnings=list(warnings(plan, findings, switches)) if truth.golden is None else [],
+        warnings=list(warnings(plan, findings, switches, port)) if truth.golden is None else [],
         findings=findings,
         environment={"JAX": jax_facts(), "PyTorch": truth.facts.environment},
         switches={"JAX": switches, "PyTorch": truth.facts.switches},
@@ -52,6 +53,7 @@ def judge(
         tolerance=tolerance,
         snapshot=snapshot.path if snapshot else None,
         checkpoint=checkpoint,
+        port=port,
         code=_code(truth, snapshot, record),
     )
 

@@ -46,6 +46,7 @@ EXPLAIN = {
     "(accumulated); then the network compiled as a whole, as loaded and folded for sampling.",
     "gradients": "The gradient of the EDM2 loss by every parameter and by the noise, and every parameter and its "
     "average after one training step (forced weight normalisation, Adam, EMA).",
+    "derivative": "The gradient by the noise of the EDM loss of D: of the denoiser as it is, whatever is inside.",
     "trajectory": "The state at every noise level of the deterministic Heun sampler, started from the same noise.",
     "training": "Steps of training by a recipe whose every setting shows in a few: losses, gradient norms, learning "
     "rates, and every parameter, its moments and its averages after the last step. JAX adds up gradients of two parts.",
@@ -56,6 +57,8 @@ EXPLAIN_GOLDEN = EXPLAIN | {
     "gradients": "The gradient of the EDM2 loss by every parameter and by the noise: its norm and random projections.",
     "training": EXPLAIN["training"] + " Of these, norms and random projections.",
 }
+
+EXPLAIN_PORT = EXPLAIN | {"forward": "D at every noise level, and logvar, if it is returned; compiled as a whole."}
 
 
 def html(report: dict[str, Any]) -> str:
@@ -69,6 +72,7 @@ def html(report: dict[str, Any]) -> str:
         section(f"The {WORST} taps nearest to their limits", _worst(report, "forward")),
         section(f"The {WORST} gradients nearest to their limits", _worst(report, "gradients")),
         section(f"The {WORST} results of training nearest to their limits", _worst(report, "training")),
+        section("The derivatives nearest to their limits", _worst(report, "derivative")),
         section("Trajectory", _trajectory(report)),
         section("Throughput", _throughput(report)),
         section("How it was run", _how(report)),
@@ -144,7 +148,8 @@ def _verdict(report: dict[str, Any]) -> str:
     guilty = f'<p><span class="wrong">Guilty:</span> {escape(blame(report))}</p>' if report["guilty"] else ""
     reasons = "".join(f"<p>{escape(reason)}</p>" for reason in report["reasons"])
     warnings = "".join(f'<p class="soft">{escape(warning)}</p>' for warning in report["warnings"])
-    beside = f" and <code>{escape(report['checkpoint'])}</code>" if report["checkpoint"] else ", converted in memory"
+    other = report["checkpoint"] or report["port"]
+    beside = f" and <code>{escape(other)}</code>" if other else ", converted in memory"
     if report["golden"]:
         beside = ", a golden"
     return (
@@ -170,7 +175,7 @@ def _when(report: dict[str, Any]) -> str:
 
 
 def _checks(report: dict[str, Any]) -> str:
-    explain = EXPLAIN_GOLDEN if report["golden"] else EXPLAIN
+    explain = EXPLAIN_GOLDEN if report["golden"] else EXPLAIN_PORT if report["port"] else EXPLAIN
     rows = [
         (_mark(verdict == AGREES), f"<b>{name}</b>", f'{escape(text)}<br><span class="soft">{explain[name]}</span>')
         for name, verdict, text in check_lines(report)

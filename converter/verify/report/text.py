@@ -9,8 +9,8 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
     parameters    {count, values, different: [{name, why}]}, or null
     tree          [{scope, guilty, worst: {isolated, accumulated},
                   operations: [{operation, what, isolated, accumulated}]}]
-    measurements  {forward, gradients, trajectory: [measurement]}
-    measurement   {kind (isolated, accumulated, compiled, folded, gradient, step, trajectory), case, name, error,
+    measurements  {forward, gradients, derivative, trajectory, training: [measurement]}
+    measurement   {kind (see `verdict.Tolerance.floor`), case, name, error,
                   torch_error, limit, condition (see torch_side/conditioning.py; 0 where none was measured), scale,
                   cosine, elementwise, size (root mean square of the truth), agrees, failure}
     trajectory    {sigmas, error [JAX], torch_error, limit, psnr in dB, samples: {NAME: data: URI of a PNG}}, or null
@@ -20,6 +20,7 @@ Schema edm2-verify/1. Numbers that do not exist are null. Errors are |x - truth|
                   ceiling: FLOP/s of matrix products}]
     code          {sha256, known, nearest, differs: [text], run}: the snapshot's embedded source (see embedded.py): what
                   it is known as, or null and how it differs, and whether it was run as reference; or null
+    port          the name of somebody else's denoiser, if one was judged, or null
     snapshot, checkpoint, reference, config, plan, tolerance, switches, environment, seconds
     date          when it ended, in UTC (ISO 8601); command: the command line that asked for it, or null
 """
@@ -35,6 +36,7 @@ from jax_edm2.messages import one_line, printable
 from jax_edm2.strict_json import clean
 
 from ... import embedded
+from ..cases import OF_ANY_DENOISER, Plan
 from ..outcome import Outcome
 from ..taps import OPERATIONS, scopes
 from ..verdict import AGREES, DISAGREES, INCONCLUSIVE, MEASURED, Measurement
@@ -49,8 +51,8 @@ HEADLINES = {
     INCONCLUSIVE: "nothing can be concluded",
     MEASURED: "speed was measured, agreement was not",
 }
-COMPARED = ("parameters", "forward", "gradients", "trajectory", "training")  # the checks that verdicts are about
-ALWAYS = COMPARED[:4]  # without which one is in part
+COMPARED = ("parameters", "forward", "gradients", "derivative", "trajectory", "training")  # what verdicts are about
+ALWAYS = Plan().checks  # without which one is in part; of somebody else's denoiser, OF_ANY_DENOISER
 FED = "good by itself, but fed what was wrong"
 WORST = 10
 KINDS = ("isolated", "accumulated")  # of a tap
@@ -72,7 +74,7 @@ def to_json(outcome: Outcome, command: str | None = None) -> dict[str, Any]:
         counts = {"count": parameters["count"], "failed": len(different), "worst": None}
         checks = {"parameters": {"verdict": verdict, **counts}} | checks
     for where, _ in outcome.findings.crashes:
-        check = where if where in ("gradients", "trajectory", "training") else "forward"
+        check = where if where in COMPARED else "forward"
         checks.setdefault(check, {"count": 0, "failed": 0, "worst": None})["verdict"] = DISAGREES
     return clean(
         {
@@ -94,6 +96,7 @@ def to_json(outcome: Outcome, command: str | None = None) -> dict[str, Any]:
             "throughput": outcome.throughput,
             "snapshot": truth.snapshot | {"path": str(outcome.snapshot) if outcome.snapshot else None},
             "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
+            "port": outcome.port,
             "reference": truth.reference,
             "code": _code(outcome),
             "config": truth.config.to_json(),
@@ -121,7 +124,13 @@ def _stands_in(code: dict[str, Any] | None) -> bool:
 
 
 def _checked(outcome: Outcome) -> list[str]:
-    return [check for check in COMPARED if check in outcome.truth.plan.checks]
+    possible = COMPARED if outcome.port is None else OF_ANY_DENOISER
+    return [check for check in possible if check in outcome.truth.plan.checks]
+
+
+def _left(port: str | None, checked: list[str]) -> list[str]:
+    """Checks that are missing for a verdict on all."""
+    return [check for check in (ALWAYS if port is None else OF_ANY_DENOISER) if check not in checked]
 
 
 def _headline(outcome: Outcome) -> str:
@@ -130,9 +139,11 @@ def _headline(outcome: Outcome) -> str:
     if checked == ["parameters"] and verdict in (AGREES, DISAGREES):
         return f"the parameters are {'equal' if verdict == AGREES else 'not equal'}; no network was run"
     headline = HEADLINES[verdict]
+    if outcome.port is not None and verdict in (AGREES, DISAGREES):
+        headline = headline.replace("JAX", outcome.port, 1)
     if verdict == AGREES and _stands_in(_code(outcome)):
-        headline = "JAX computes what torch_ref computes; the snapshot's own source was not run"
-    if verdict == AGREES and (left := [check for check in ALWAYS if check not in checked]):
+        headline = f"{outcome.port or 'JAX'} computes what torch_ref computes; the snapshot's own source was not run"
+    if verdict == AGREES and (left := _left(outcome.port, checked)):
         headline += f"; checked: {', '.join(checked)}; not checked: {', '.join(left)}"
     return headline
 
@@ -149,7 +160,7 @@ def title(report: dict[str, Any], write: Callable[[str], str] = str.lower) -> st
     """The verdict, and in what if not in all; with what where that is not the snapshot's own: agrees with torch_ref."""
     if report["verdict"] == AGREES and report["checked"] == ["parameters"]:
         return write(f"{AGREES} in parameters")
-    some = " in part" if report["verdict"] == AGREES and not set(ALWAYS) <= set(report["checked"]) else ""
+    some = " in part" if report["verdict"] == AGREES and _left(report["port"], report["checked"]) else ""
     if report["verdict"] == AGREES and _stands_in(report["code"]):
         return write(f"{AGREES}{some} with") + " torch_ref"
     return write(report["verdict"] + some)
@@ -267,7 +278,7 @@ def subject(report: dict[str, Any]) -> str:
 
 def terminal(report: dict[str, Any]) -> Iterator[str]:
     """Lines of at most 100 columns."""
-    beside = f" and {report['checkpoint']}" if report["checkpoint"] else ""
+    beside = f" and {other}" if (other := report["checkpoint"] or report["port"]) else ""
     yield f"{report['snapshot']['path'] or subject(report)}{beside}"
     device = report["environment"]["JAX"]["platform"]
     yield f"{report['plan']['precision']} on {device}; reference: {report['reference']}; truth: PyTorch in float64"
@@ -337,7 +348,8 @@ def wrap(prefix: str, text: str, width: int = 100) -> list[str]:
 def markdown(report: dict[str, Any]) -> str:
     """A text for a pull request."""
     lines = [f"### edm2-verify: {title(report)}", "", f"{report['headline']}: {code(subject(report))}"]
-    lines[-1] += f", {code(report['checkpoint'])}." if report["checkpoint"] else "."
+    other = report["checkpoint"] or report["port"]
+    lines[-1] += f", {code(other)}." if other else "."
     lines += [
         f"- **guilty**: {code(g['scope'])}, {md(g['operation'])} ({md(g['what'])}): {md(g['why'])}"
         for g in report["guilty"][:1]

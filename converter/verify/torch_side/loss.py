@@ -36,15 +36,15 @@ def losses(
 
 
 @contextlib.contextmanager
-def with_gradients(session: Session) -> Iterator[None]:
-    """While open, the network's parameters get gradients; what blocks compute is computed again on the way back, so
-    that memory is that of one block."""
+def with_gradients(session: Session, by_parameters: bool = True) -> Iterator[None]:
+    """While open, the network's parameters get gradients, or its input alone; what blocks compute is computed again on
+    the way back, so that memory is that of one block."""
     net, architecture = session.reference.net, session.config.architecture
     names = [block_scope(spec) for spec in architecture.encoder + architecture.decoder]
     blocks = [net.get_submodule(name) for name in names]
     for block in blocks:
         block.forward = lambda *args, forward=block.forward: checkpoint(forward, *args, use_reentrant=False)
-    net.requires_grad_(True)
+    net.requires_grad_(by_parameters)
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from .. import cases
 from ..facts import NO_SOURCE, Facts
 from ..parameter_hashes import hash_of, parameter_hashes
 from ..truth import TruthWriter, check_room
+from .derivative import Derivative
 from .forward import Forward
 from .gradients import Gradients
 from .job import Job
@@ -44,12 +45,12 @@ def compute(job: Job):
     with opened as snapshot, TruthWriter(Path(job.output)) as truth, contextlib.ExitStack() as stack:
         check_room(job.plan, snapshot.config)
         session = Session(snapshot, job, truth)
-        forward, gradients = Forward(session), Gradients(session)
+        forward, gradients, derivative = Forward(session), Gradients(session), Derivative(session)
         training = _training(session, job, stack) if "training" in job.plan.checks else None
         with session.reference.truth():
-            _write(session, forward, gradients, training)
+            _write(session, forward, gradients, derivative, training)
         session.reference.lower()
-        errors = _errors(session, forward, gradients, training)
+        errors = _errors(session, forward, gradients, derivative, training)
         session.bar.close()
         facts = Facts(
             plan=job.plan,
@@ -81,7 +82,7 @@ def _training(session: Session, job: Job, stack: contextlib.ExitStack) -> Traini
     return Training(session, state, cases.Training(found.images, found.steps, found.stds))
 
 
-def _write(session: Session, forward: Forward, gradients: Gradients, training: Training | None):
+def _write(session: Session, forward: Forward, gradients: Gradients, derivative: Derivative, training: Training | None):
     """The truth of all checks."""
     if "forward" in session.plan.checks:
         for name, case in session.cases():
@@ -90,11 +91,15 @@ def _write(session: Session, forward: Forward, gradients: Gradients, training: T
         write_trajectory(session)
     if "gradients" in session.plan.checks:
         gradients.write()
+    if "derivative" in session.plan.checks:
+        derivative.write()
     if training is not None:
         training.write()
 
 
-def _errors(session: Session, forward: Forward, gradients: Gradients, training: Training | None) -> dict[str, Any]:
+def _errors(
+    session: Session, forward: Forward, gradients: Gradients, derivative: Derivative, training: Training | None
+) -> dict[str, Any]:
     """Of PyTorch in the precision that is judged, in all checks."""
     if "forward" in session.plan.checks:
         for name, case in session.cases():
@@ -104,6 +109,8 @@ def _errors(session: Session, forward: Forward, gradients: Gradients, training: 
         errors["trajectory"] = trajectory_errors(session)
     if "gradients" in session.plan.checks:
         errors["gradients"] = gradients.errors()
+    if "derivative" in session.plan.checks:
+        errors["derivative"] = derivative.errors()
     if training is not None:
         errors["training"] = training.errors()
     return errors

@@ -24,12 +24,13 @@ class Session:
     def __init__(self, snapshot: Weights, job: Job, truth: TruthWriter):
         self.config, self.plan, self.truth = snapshot.config, job.plan, truth
         held = (
-            math.inf if {"gradients", "training"} & {*self.plan.checks} else job.held
+            math.inf if {"gradients", "derivative", "training"} & {*self.plan.checks} else job.held
         )  # they are left in the parameters
         self.reference = Reference(snapshot, job.reference, job.device, held)
         self.not_finite: list[str] = []
         total = 9 * len(self.plan.seeds) * ("forward" in self.plan.checks)
         total += 3 * ("gradients" in self.plan.checks)
+        total += 3 * len(self.plan.seeds) * ("derivative" in self.plan.checks)
         total += (1 + 3 * self.plan.updates) * ("training" in self.plan.checks)
         total += 2 * (2 * self.plan.steps - 1) * ("trajectory" in self.plan.checks)
         self.bar = Bar(desc="edm2-verify: PyTorch", unit="runs", total=total)
