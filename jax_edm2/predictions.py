@@ -47,7 +47,9 @@ def karras(sigma_data: float = 0.5) -> Prediction:
 
 X0 = Prediction(jnp.zeros_like, jnp.ones_like)  # D itself
 EPSILON = Prediction(jnp.ones_like, lambda sigma: -sigma)  # the noise (x - D) / sigma: Eq. 11 of arXiv 2006.11239
-SCORE = Prediction(jnp.ones_like, lambda sigma: sigma**2)  # of ln p(x; sigma), (D - x) / sigma^2: Eq. 3 of arXiv 2206.00364
+SCORE = Prediction(
+    jnp.ones_like, lambda sigma: sigma**2
+)  # of ln p(x; sigma), (D - x) / sigma^2: Eq. 3 of arXiv 2206.00364
 # alpha epsilon - sigma_t x0 with alpha^2 + sigma_t^2 = 1: Appendix D of arXiv 2202.00512
 V = Prediction(lambda sigma: 1 / (1 + sigma**2), lambda sigma: -sigma / jnp.sqrt(1 + sigma**2))
 

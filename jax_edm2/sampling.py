@@ -8,7 +8,6 @@ trajectory of any length compiles the network once. Numbers of every step are wo
 traced.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

