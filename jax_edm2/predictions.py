@@ -3,8 +3,8 @@
     denoised = V.denoised(network(...), x, sigma)
     score = SCORE.of(denoise(x, sigma), x, sigma)
 
-x is x0 + sigma epsilon. Of an x = alpha x0 + sigma_t epsilon, as variance-preserving networks have it, take x / alpha and
-sigma_t / alpha: their network's prediction P is the same.
+x is x0 + sigma epsilon. Of an x = alpha x0 + sigma_t epsilon, as variance-preserving networks have it, take x / alpha
+and sigma_t / alpha: their prediction of x0, epsilon or v is the same; a score is to be multiplied by alpha.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Samplers beside NVlabs' own (`heun` and `euler`, in sampling.py): of higher order, and stochastic ones.
 
 As there: functions of (denoise, noise, sigmas) that evaluate the denoiser in one place, with the numbers of every step
-worked out in float64. Noise that is added comes from outside: `jax.random.normal(key, (len(sigmas) - 2, *noise.shape))`.
+worked out in float64. Noise that is added comes from outside: `jax.random.normal(key, (len(sigmas) - 2, *shape))`.
 """
 
 import itertools
@@ -59,9 +59,9 @@ def dpmpp_2m_sde(
 ) -> Images:
     """SDE-DPM-Solver++(2M) of arXiv 2211.01095: [N, C, H, W] after S evaluations for S steps.
 
-    noise, sigmas: as for `heun`. step_noise: unit noise [S - 1, N, C, H, W], added at the end of every step but the last;
-    None for eta 0. eta, 0 or more: 1 is the paper's, 0 is `dpmpp_2m`; after a step of h in ln sigma, 1 - exp(-2 eta h) of
-    the noise's variance is new.
+    noise, sigmas: as for `heun`. step_noise: unit noise [S - 1, N, C, H, W], added at the end of every step but the
+    last; None for eta 0. eta, 0 or more: 1 is the paper's, 0 is `dpmpp_2m`; after a step of h in ln sigma,
+    1 - exp(-2 eta h) of the noise's variance is new.
     Raises: ValueError if there is another number of noises, or eta is negative.
     """
     _check(sigmas, step_noise, eta)
@@ -95,8 +95,8 @@ def ancestral(
     """Ancestral sampling: [N, C, H, W] after S evaluations for S steps.
 
     noise, sigmas: as for `heun`. A step to sigma' goes, as `euler`, to a lower level (sigma'^2 - up^2)^(1/2), and adds
-    noise up = eta sigma' (1 - sigma'^2 / sigma^2)^(1/2). With eta 1 that is the posterior of DDPM (Eqs. 6 and 7 of arXiv
-    2006.11239, with x divided by the signal rate); from there to 0, where it is `euler`, it is Eq. 16 of arXiv
+    noise up = eta sigma' (1 - sigma'^2 / sigma^2)^(1/2). With eta 1 that is the posterior of DDPM (Eqs. 6 and 7 of
+    arXiv 2006.11239, with x divided by the signal rate); from there to 0, where it is `euler`, it is Eq. 16 of arXiv
     2010.02502. step_noise: unit noise [S - 1, N, C, H, W], for every step but the last; None for eta 0.
     Raises: ValueError if there is another number of noises, or eta is not 0 to 1.
     """

@@ -1,5 +1,6 @@
 """Samplers beside NVlabs': orders, limits, statistics, and plain loops in numpy."""
 
+import itertools
 import math
 
 import jax
@@ -79,7 +80,7 @@ def test_ancestral_is_the_loop_of_ddim(eta):
     """In DDIM's own variables (Eqs. 12 and 16 of arXiv 2010.02502): its alpha is 1 / (1 + sigma^2), its x is scaled."""
     alphas = 1 / (1 + np.square(SIGMAS))
     x = math.sqrt(alphas[0]) * 80 * np.asarray(NOISE)
-    for i, (alpha, after) in enumerate(zip(alphas[:-1], alphas[1:], strict=True)):
+    for i, (alpha, after) in enumerate(itertools.pairwise(alphas)):
         x0 = np.asarray(mixture(x / math.sqrt(alpha), SIGMAS[i]))
         epsilon = (x - math.sqrt(alpha) * x0) / math.sqrt(1 - alpha)
         std = eta * math.sqrt((1 - after) / (1 - alpha)) * math.sqrt(1 - alpha / after)
@@ -91,7 +92,7 @@ def test_ancestral_is_the_loop_of_ddim(eta):
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_dpmpp_sde_is_a_plain_loop(eta):
     x, last, before = 80 * np.asarray(NOISE), None, None
-    for i, (sigma, after) in enumerate(zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True)):
+    for i, (sigma, after) in enumerate(itertools.pairwise(SIGMAS[:-1])):
         denoised = np.asarray(mixture(x, sigma))
         h = math.log(sigma) - math.log(after)
         gain = 1 - math.exp(-h - eta * h)
@@ -118,7 +119,7 @@ def test_ancestral_sampling_converges_to_the_data():
     deviations = []
     for steps in (150, 300):
         sigmas, variance = noise_levels(steps), 80.0**2
-        for sigma, end in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, end in itertools.pairwise(sigmas):
             kept = (end / sigma) ** 2
             variance = (kept + (1 - kept) * 0.25 / (0.25 + sigma**2)) ** 2 * variance + end**2 * (1 - kept)
         deviations.append(1 - math.sqrt(variance) / 0.5)

@@ -1,5 +1,7 @@
 """FlaxDiff's own classes draw with a converted network what the mathematics says, and ours draw where they can."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +128,7 @@ def test_rk4():
 def adams_bashforth(denoise, noise, sigmas, third):
     """The two-step method, and `third` times the cubic term that is left of the polynomial through three slopes."""
     x, before = sigmas[0] * noise, []
-    for sigma, end in zip(sigmas[:-2], sigmas[1:-1], strict=True):
+    for sigma, end in itertools.pairwise(sigmas[:-1]):
         h, slope = end - sigma, (x - denoise(x, sigma)) / sigma
         x = x + h * slope
         if before:
@@ -169,7 +171,7 @@ def test_ancestral_sampling():
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_ddpm_is_ancestral(name):
-    """DDPM's posterior, in x / alpha and sigma / alpha; SimpleDDPMSampler leaves out steps, and DDPMSampler does not."""
+    """DDPM's posterior, in x / alpha and sigma / alpha; SimpleDDPMSampler can leave steps out."""
     key = jax.random.key(7)
     theirs = drawn(samplers.SimpleDDPMSampler, SCHEDULES[name], key=key)
     ours = jax_edm2.ancestral(mixture, NOISE, flaxdiff.noise_levels(SCHEDULES[name], 16), added(key, 15))
