@@ -193,6 +193,17 @@ def test_guidance_within_an_interval():
     assert difference(ours, drawn(samplers.DDIMSampler, denoise=guided, num_steps=8)) < 3e-6  # measured: 7.2e-7
 
 
+def test_channels_come_first():
+    variance = jnp.asarray([0.1, 0.5, 1.0])[:, None, None]
+    noise = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 4, 4), np.float32))
+
+    def coloured(x, sigma):
+        return x * (variance / (variance + sigma**2))
+
+    ours = jax_edm2.heun(coloured, noise, flaxdiff.noise_levels(KARRAS, 6))
+    assert difference(ours, drawn(samplers.HeunSampler, denoise=coloured, num_steps=6, noise=noise)) < 3e-6
+
+
 def test_it_prints_nothing(capsys):
     drawn(samplers.DDIMSampler, num_steps=2)
     assert capsys.readouterr().out == ""
