@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from jax_edm2.model import Model, Samples
     from jax_edm2.network import Precond, UNet
     from jax_edm2.record import Record
-    from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
+    from jax_edm2.samplers import ancestral, dpmpp_2m, dpmpp_2m_sde, rk4
+    from jax_edm2.sampling import denoiser, euler, guided, heun, heun_states, sample
     from jax_edm2.settings import Churn, Settings, noise_levels
     from jax_edm2.tensors import CheckpointError
     from jax_edm2.torch_random import TorchCPU, TorchCUDA
@@ -65,9 +66,11 @@ _HOME = {
     "VAEDecoder": "vae",
     "VAEEncoder": "vae",
     "VAEError": "vae",
+    "ancestral": "samplers",
     "denoiser": "sampling",
     "denoising_loss": "training.loss",
-    "dpmpp_2m": "sampling",
+    "dpmpp_2m": "samplers",
+    "dpmpp_2m_sde": "samplers",
     "euler": "sampling",
     "expected_tree": "config",
     "fold": "folding",
@@ -88,6 +91,7 @@ _HOME = {
     "power_function_exponent": "ema",
     "project_to_sphere": "training.loss",
     "read_record": "checkpoint",
+    "rk4": "samplers",
     "sample": "sampling",
     "save": "checkpoint",
     "save_training_state": "training_state",

@@ -8,7 +8,6 @@ trajectory of any length compiles the network once. Numbers of every step are wo
 traced.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,12 +19,13 @@ import numpy as np
 from jax import lax
 
 from jax_edm2.folding import fold
+from jax_edm2.method import Denoise, Method
 from jax_edm2.network import Precond
 from jax_edm2.ops import wide
+from jax_edm2.samplers import ancestral_method, dpmpp_method, rk4_method
 from jax_edm2.settings import NO_CHURN, SAMPLERS, Churn, Settings
 from jax_edm2.shapes import ChurnNoise, Images, Labels
 
-Denoise = Callable[[jax.Array, Any], jax.Array]
 Network = tuple[Precond, Any]  # and its variables
 
 
@@ -51,27 +51,6 @@ def _evaluations(sigmas: Sequence[float], churn: Churn, order: int, dtype) -> _E
     *columns, draws = map(np.asarray, zip(*rows, strict=True))
     sigma, step, corrects, noise = (column.astype(dtype) for column in columns)
     return _Evaluation(sigma, step, corrects, noise, draws.astype(np.int32))
-
-
-class Method(NamedTuple):
-    """A sampler, one evaluation of the denoiser after the other; the state begins with x, the sample at last."""
-
-    table: Any  # numbers of every evaluation: arrays whose first axis is that
-    first: Callable[[jax.Array], Any]  # the state, of noise at the highest level
-    advance: Callable[[Denoise, Any, Any, jax.Array | None], Any]  # the next, of the state and a row of the table
-
-    @property
-    def evaluations(self) -> int:
-        return len(self.table[0])
-
-    def run(self, denoise: Denoise, noise: jax.Array, sigmas: Sequence[float], churn_noise: jax.Array | None = None):
-        """All of it, in one loop that is compiled once."""
-
-        def body(state, row):
-            return self.advance(denoise, state, row, churn_noise), None
-
-        end, _ = lax.scan(body, self.first(noise * sigmas[0]), self.table)
-        return end[0]
 
 
 class _State(NamedTuple):
@@ -143,33 +122,6 @@ def heun_states(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Ite
         state = _advance(denoise, state, _Evaluation(*(column[i] for column in table)), None)
         if i + 1 == len(table.sigma) or not table.corrects[i + 1]:
             yield state.x
-
-
-def dpmpp_2m(denoise: Denoise, noise: Images, sigmas: Sequence[float]) -> Images:
-    """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095), in the sigma schedule: S evaluations for S steps.
-
-    noise, sigmas: as for `heun`; gives [N, C, H, W] likewise. The first step and the last, which ends at 0, are of
-    first order.
-    """
-    return _multistep(sigmas, NO_CHURN, noise.dtype).run(denoise, noise, sigmas)
-
-
-def _multistep(sigmas: Sequence[float], _: Churn, dtype: Any) -> Method:
-    rows: list[tuple[float, float, float, float]] = []
-    before = math.nan
-    for sigma, end in itertools.pairwise(sigmas):
-        h = math.log(sigma / end) if end > 0 else math.inf  # lambda = -ln sigma
-        extrapolate = h / before / 2 if rows and end > 0 and before > 0 else 0.0  # 1 / (2 r)
-        rows.append((sigma, end / sigma, -math.expm1(-h), extrapolate))
-        before = h
-
-    def advance(denoise, state, row, _noises):
-        x, last = state
-        sigma, shrink, gain, extrapolate = row
-        denoised = denoise(x, sigma)
-        return shrink * x + gain * (denoised + extrapolate * (denoised - last)), denoised
-
-    return Method(tuple(np.asarray(rows, dtype).T), lambda x: (x, x), advance)
 
 
 def guided(denoise: Denoise, guide: Denoise, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Denoise:
@@ -257,7 +209,18 @@ def used_guide(
 
 DEFAULT = Settings()
 _METHODS: dict[str, Callable[[Sequence[float], Churn, Any], Method]] = dict(
-    zip(SAMPLERS, (partial(_runge, order=2), partial(_runge, order=1), _multistep), strict=True)
+    zip(
+        SAMPLERS,
+        (
+            partial(_runge, order=2),
+            partial(_runge, order=1),
+            lambda sigmas, _, dtype: dpmpp_method(sigmas, dtype, eta=0),
+            lambda sigmas, _, dtype: dpmpp_method(sigmas, dtype, eta=1),
+            lambda sigmas, _, dtype: ancestral_method(sigmas, dtype, eta=1),
+            lambda sigmas, _, dtype: rk4_method(sigmas, dtype),
+        ),
+        strict=True,
+    )
 )
 
 
@@ -276,8 +239,9 @@ def sample(
     noise: unit noise [N, C, H, W]. labels: one-hot [N, label_dim] or None (`jax.nn.one_hot`). guide: the guiding
     network and its variables, needed unless settings.guidance is 1 or settings.unconditional; one without labels is
     asked without.
-    churn_noise: unit noise [settings.churn_draws, N, C, H, W], where that is not 0.
-    Raises: ValueError if a shape is another, the guide does not fit or is missing, or churn's noise is missing or not
+    churn_noise: unit noise [settings.churn_draws, N, C, H, W], where that is not 0: of churn, or of a stochastic
+    sampler's steps.
+    Raises: ValueError if a shape is another, the guide does not fit or is missing, or that noise is missing or not
     wanted.
     """
     config = net.config

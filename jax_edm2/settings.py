@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-SAMPLERS = ("heun", "euler", "dpmpp-2m")  # in the order of `jax_edm2.sampling`'s functions
+SAMPLERS = ("heun", "euler", "dpmpp-2m", "dpmpp-2m-sde", "ancestral", "rk4")  # `jax_edm2.sampling` has their methods
+STOCHASTIC = ("dpmpp-2m-sde", "ancestral")  # those that add noise at every step but the last
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Settings:
             (not 0 <= self.churn.S_churn < math.inf, f"S_churn must be 0 or more, not {self.churn.S_churn:g}"),
             (not math.isfinite(self.churn.S_noise), f"S_noise must be finite, not {self.churn.S_noise:g}"),
             (
-                self.churn.S_churn > 0 and self.sampler == "dpmpp-2m",
-                "churn is for the samplers heun and euler: dpmpp-2m is deterministic",
+                self.churn.S_churn > 0 and self.sampler not in ("heun", "euler"),
+                f"churn is for the samplers heun and euler, not {self.sampler}",
             ),
         ):
             if wrong:
@@ -103,7 +104,7 @@ class Settings:
     @property
     def churn_draws(self) -> int:
         """How many noises the trajectory takes beside the first."""
-        return self.churn.draws(self.sigmas)
+        return self.num_steps - 1 if self.sampler in STOCHASTIC else self.churn.draws(self.sigmas)
 
 
 def noise_levels(

@@ -71,6 +71,53 @@ def dpmpp_2m(denoise, noise, sigmas):
     return x
 
 
+@torch.no_grad()
+def rk4(denoise, noise, sigmas):
+    """The classical Runge-Kutta method of dx/dsigma = (x - D) / sigma; Euler's for the last step, to sigma 0."""
+
+    def slope(x, sigma):
+        return (x - denoise(x, torch.tensor(sigma))) / sigma
+
+    x = noise * sigmas[0]
+    for sigma, after in itertools.pairwise(sigmas):
+        h, first = after - sigma, slope(x, sigma)
+        if after == 0:
+            return x + h * first
+        second = slope(x + h / 2 * first, sigma + h / 2)
+        third = slope(x + h / 2 * second, sigma + h / 2)
+        fourth = slope(x + h * third, after)
+        x = x + h / 6 * (first + 2 * second + 2 * third + fourth)
+    return x
+
+
+@torch.no_grad()
+def ancestral(denoise, noise, sigmas, randn_like):
+    """DDPM's posterior (Eqs. 6 and 7 of arXiv 2006.11239), in sigma; randn_like(x) gives the unit noise of a step."""
+    x = noise * sigmas[0]
+    for sigma, after in itertools.pairwise(sigmas):
+        kept = (after / sigma) ** 2
+        x = kept * x + (1 - kept) * denoise(x, torch.tensor(sigma))
+        if after > 0:
+            x = x + after * math.sqrt(1 - kept) * randn_like(x)
+    return x
+
+
+@torch.no_grad()
+def dpmpp_2m_sde(denoise, noise, sigmas, randn_like):
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095) with alpha = 1; randn_like(x) gives the unit noise of a step."""
+    x, last, h_last = noise * sigmas[0], None, math.nan
+    for sigma, after in itertools.pairwise(sigmas):
+        denoised = denoise(x, torch.tensor(sigma))
+        if after == 0:
+            return denoised
+        h = math.log(sigma / after)
+        ahead = denoised if last is None else denoised + h / (2 * h_last) * (denoised - last)
+        decay = math.exp(-2 * h)
+        x = decay * x + (1 - decay) * ahead + after * math.sqrt(1 - decay) * randn_like(x)
+        last, h_last = denoised, h
+    return x
+
+
 def guided(denoise, guide, weight, interval=(0.0, math.inf)):
     """The guided denoiser D_guide + weight (D - D_guide), within the noise levels (lo, hi] (arXiv 2404.07724)."""
 

@@ -323,7 +323,7 @@ def test_what_is_refused(digits_pkl, latent_pkl, tmp_path):
         ([net, out, "--sigma-min=5", "--sigma_max=2"], "must be 0 < sigma_min <= sigma_max, not 5 and 2"),
         ([net, out, "--seeds=5-1"], "is no list of seeds"),
         ([net, out, "--seeds=0-99999999"], "has more than 10,000,000 seeds"),
-        ([net, out, "--sampler=dpmpp-2m", "--S_churn=3"], "dpmpp-2m is deterministic"),
+        ([net, out, "--sampler=dpmpp-2m", "--S_churn=3"], "churn is for the samplers heun and euler, not dpmpp-2m"),
         ([net, out, "--grid", "--latents"], "--grid goes with neither"),
         ([net, out, "--num-processes=2"], "go together"),
         ([net, out, "--coordinator=h:1", "--num-processes=2", "--process-id=2"], "is not below"),

@@ -90,7 +90,10 @@ def test_what_is_wrong_in_itself(tmp_path):
     for values, text in (
         ({"net": "x", "grid": True, "latents": True}, "--grid goes with neither"),
         ({"net": "x", "sigma_min": 5, "sigma_max": 2}, "must be 0 < sigma_min <= sigma_max, not 5 and 2"),
-        ({"net": "x", "sampler": "ddim"}, "sampler must be one of heun, euler, dpmpp-2m, not 'ddim'"),
+        (
+            {"net": "x", "sampler": "ddim"},
+            "sampler must be one of heun, euler, dpmpp-2m, dpmpp-2m-sde, ancestral, rk4, not 'ddim'",
+        ),
     ):
         with pytest.raises(UsageError, match=text):
             SampleRequest(tmp_path, **values)

@@ -14,7 +14,8 @@ from jax_edm2.converter.names import jax_path
 from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.generation import Draw
 from jax_edm2.golden.digits import load_network
-from jax_edm2.sampling import denoiser, dpmpp_2m, euler, guided, heun, heun_states, sample
+from jax_edm2.samplers import dpmpp_2m
+from jax_edm2.sampling import denoiser, euler, guided, heun, heun_states, sample
 from jax_edm2.settings import Churn, Settings, noise_levels
 from jax_edm2.torch_ref import sampling as reference
 from jax_edm2.torch_ref.network import Precond
@@ -156,14 +157,14 @@ def test_gains_are_rounded_as_torch_rounds_them(fan_in):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sampler": "ddim"}, "sampler must be one of heun, euler, dpmpp-2m"),
+        ({"sampler": "ddim"}, "sampler must be one of heun, euler, dpmpp-2m, dpmpp-2m-sde, ancestral, rk4"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "0 < sigma_min <= sigma_max, not 3 and 2"),
         ({"rho": 0.0}, "rho must be positive"),
         ({"guidance": math.nan}, "guidance must be finite"),
         ({"interval": (2.0, 1.0)}, "0 <= lo < hi"),
         ({"churn": Churn(-1.0)}, "S_churn must be 0 or more"),
-        ({"churn": Churn(1.0), "sampler": "dpmpp-2m"}, "deterministic"),
+        ({"churn": Churn(1.0), "sampler": "dpmpp-2m"}, "churn is for the samplers heun and euler, not dpmpp-2m"),
     ],
 )
 def test_settings_that_make_no_sense(wrong, message):

@@ -22,6 +22,9 @@ OPTIONS = {
     "churn": Settings(churn=Churn(S_churn=40.0, S_min=0.05, S_max=50.0, S_noise=1.003)),
     "churn everywhere": Settings(churn=Churn(S_churn=8.0), num_steps=12, guidance=1.5),
     "euler with churn": Settings(sampler="euler", churn=Churn(S_churn=10.0), num_steps=12),
+    "dpmpp-2m-sde": Settings(sampler="dpmpp-2m-sde", num_steps=16),
+    "ancestral": Settings(sampler="ancestral", num_steps=16),
+    "rk4": Settings(sampler="rk4", num_steps=8),
     "dpmpp-2m guided": Settings(sampler="dpmpp-2m", num_steps=12, guidance=2.0, interval=(0.1, 5.0)),
 }
 
@@ -38,11 +41,12 @@ def with_torch(net, guide, draw, settings):
     sigmas = reference.noise_levels(settings.num_steps, settings.sigma_min, settings.sigma_max, settings.rho)
     noises = iter(() if draw.churn_noise is None else torch.from_numpy(draw.churn_noise))
     noise = torch.from_numpy(draw.noise)
-    if settings.sampler == "dpmpp-2m":
-        return reference.dpmpp_2m(denoise, noise, sigmas).numpy()
-    churn = dict(vars(settings.churn), randn_like=lambda _x: next(noises))
-    method = reference.heun if settings.sampler == "heun" else reference.euler
-    result = method(denoise, noise, sigmas, **churn).numpy()
+    random = {"randn_like": lambda _x: next(noises)}
+    options: dict = random if settings.churn_draws else {}
+    if settings.sampler in ("heun", "euler"):
+        options = {**vars(settings.churn), **random}
+    method = getattr(reference, settings.sampler.replace("-", "_"))
+    result = method(denoise, noise, sigmas, **options).numpy()
     assert next(noises, None) is None  # all draws were used
     return result
 

@@ -3,4 +3,5 @@
 from beartype import BeartypeConf, beartype
 
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an integer is a float, too
-MODULES = [f"jax_edm2.{name}" for name in ("decoding", "network", "ops", "sampling", "training.loss", "vae.network")]
+NAMES = "bridges.flaxdiff decoding network ops predictions samplers sampling training.loss vae.network"
+MODULES = [f"jax_edm2.{name}" for name in NAMES.split()]
