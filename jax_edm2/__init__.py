@@ -18,7 +18,7 @@ if not (Path(__file__).parent / "converter").exists():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from jax_edm2.bridges import diffrax, flow, nnx
+    from jax_edm2.bridges import diffrax, flaxdiff, flow, nnx
     from jax_edm2.bridges.nmboffi import PrecondUNet
     from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
@@ -97,7 +97,7 @@ _HOME = {
     "save_training_state": "training_state",
     "update_average": "ema",
 }
-_BRIDGES = "diffrax", "flow", "nnx"  # modules, as jax_edm2.nnx.load
+_BRIDGES = "diffrax", "flaxdiff", "flow", "nnx"  # modules, as jax_edm2.nnx.load
 __all__ = sorted([*_HOME, *_BRIDGES])
 
 
