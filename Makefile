@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
+.PHONY: help demo test lint types readme notebooks docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ types: $(READY)  ## mypy
 
 readme: $(READY)  ## every command in README and docs/, and the output that they show
 	$(BIN)/python -m tests.surveys.readme
+
+notebooks: $(READY)  ## executes docs/notebooks/, beside what they show; make notebooks ARGS=--write stores it
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.surveys.notebooks $(ARGS)
 
 docs: $(READY)  ## the reference of all public names, in site/
 	$(BIN)/python docs/reference.py site
