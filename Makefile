@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings jax-flow kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ metrics: $(READY)  ## the metrics of JAX beside PyTorch's, at full size, and NVl
 
 trainings: $(READY)  ## training in JAX beside torch_ref, and NVlabs' own loop: make trainings ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.surveys.training $(ARGS)
+
+jax-flow: $(READY)  ## kvfrans/jax-flow's own trainer on converted weights: make jax-flow ARGS="--jax-flow DIR"
+	$(BIN)/python -m tests.surveys.jax_flow $(ARGS)
 
 kills: $(READY)  ## trainings that are killed 50 times at random moments, and what comes of them in the end
 	$(BIN)/python -m tests.surveys.kills $(ARGS)
