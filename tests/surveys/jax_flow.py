@@ -3,8 +3,8 @@
     python -m tests.surveys.jax_flow --jax-flow DIR
 
 Its FlowTrainer is taken out of train_flow.py (which wants wandb and TensorFlow) and run as it stands: its inputs and
-targets beside `jax_edm2.flow.interpolate`, its call_model, with classifier-free guidance, beside velocities of ours, its
-loop of Euler steps beside `jax_edm2.heun`, and its training for a few steps.
+targets beside `jax_edm2.flow.interpolate`, its call_model, with classifier-free guidance, beside velocities of ours,
+its loop of Euler steps beside `jax_edm2.heun`, and its training for a few steps.
 """
 
 import argparse
