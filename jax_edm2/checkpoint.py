@@ -15,7 +15,7 @@ from jax_edm2.dtypes import DTYPES, not_finite
 from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import OrbaxCheckpoint, write_orbax
 from jax_edm2.record import Record, RecordError
-from jax_edm2.remote import is_remote
+from jax_edm2.remote import is_remote, uploading
 from jax_edm2.safetensors_checkpoint import SafetensorsCheckpoint, write_safetensors
 from jax_edm2.safetensors_format import FormatError
 from jax_edm2.tensors import CheckpointError, Digest, Tensor, check_digest
@@ -99,6 +99,7 @@ def save(
 ) -> Record:
     """Write a checkpoint: a safetensors file if `path` ends in .safetensors, else an orbax folder.
 
+    path: also the URL of a safetensors file in a store, as for `load`; it is written to this disk first.
     net, variables: as `load` gives them, in any dtype of DTYPES; a folded network cannot be saved.
     record: what else to say of it (`read_record` of the checkpoint that was fine-tuned, say). Its config must be net's.
     If it has a digest, and these are other values, they do not claim its source, but to be fine-tuned from it.
@@ -131,8 +132,15 @@ def save(
         raise CheckpointError(f"{path}: these are not the variables of the network: " + listing(problems))
     if record.digest and not _are_those_of(record, arrays):
         record = record.of_changed_weights()
-    write = write_safetensors if str(path).endswith(".safetensors") else write_orbax
-    return write(path, tensors, dataclasses.replace(record, not_finite=count), overwrite=overwrite)
+    record = dataclasses.replace(record, not_finite=count)
+    single = str(path).endswith(".safetensors")
+    if is_remote(path):
+        if not single:
+            raise CheckpointError(f"{path}: in a store a checkpoint is one file: end its name in .safetensors")
+        with uploading(os.fspath(path), overwrite=overwrite) as local:
+            return write_safetensors(local, tensors, record)
+    write = write_safetensors if single else write_orbax
+    return write(path, tensors, record, overwrite=overwrite)
 
 
 def _are_those_of(record: Record, arrays: "Mapping[str, np.ndarray]") -> bool:

@@ -8,10 +8,13 @@ file: of its ETag, or of the commit that a branch stood for when it was opened.
 import contextlib
 import os
 import re
+import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -56,6 +59,10 @@ def pinned(url: str) -> str | None:
     return match[2] if match and re.fullmatch("[0-9a-f]{40}", match[2] or "") else None
 
 
+class NotThereError(CheckpointError):
+    """A bucket or repository that can be read, and has nothing of this name; or a bucket that is not there."""
+
+
 class RemoteFile(ABC):
     """A file in a store. url: as it was given. size: in bytes. version: another one for other contents."""
 
@@ -86,6 +93,38 @@ def open_remote(url: str) -> RemoteFile:
 def _shown(url: str) -> str:
     """What is no path, but for what may be secret in it."""
     return one_line(url) if re.fullmatch("[^@?#]*", url) else f"{url.partition(':')[0]}://..."
+
+
+def exists(url: str) -> bool:
+    """Is there such a file? Raises: CheckpointError where that cannot be found out."""
+    try:
+        open_remote(url)
+    except NotThereError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def uploading(url: str, *, overwrite: bool) -> Iterator[Path]:
+    """Yields a path on this disk for a file to be written to, which then goes into the store, whole or not at all.
+
+    If the body raises, nothing does. Raises: FileExistsError if there is one, before and after the body, unless
+    `overwrite`; CheckpointError.
+    """
+    if not overwrite and exists(url):
+        raise FileExistsError(f"{url} exists")
+    with tempfile.TemporaryDirectory(prefix="edm2-") as folder:
+        path = Path(folder, file_name(url))
+        yield path
+        if not overwrite and exists(url):
+            raise FileExistsError(f"{url} exists")
+        if url.startswith("hf://"):
+            repo, revision, name = _hub_parts(url)
+            commit(url, repo, revision, {name: path}, f"{name}, by edm2-jax")
+        else:
+            store, key = _bucket(url)
+            with _explained(url):
+                _obstore().put(store, key, path)
 
 
 # Buckets
@@ -150,7 +189,7 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise CheckpointError(f"{url}: there is no such object, or no such bucket; is the name right?") from None
+        raise NotThereError(f"{url}: there is no such object, or no such bucket; is the name right?") from None
     except exceptions.PreconditionError:
         raise CheckpointError(f"{url}: {_CHANGED}") from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
@@ -236,7 +275,7 @@ def _tried(url: str, ask: Callable[[], Result]) -> Result:
         except errors.RevisionNotFoundError:
             why = "the repository has no such revision"
         except errors.EntryNotFoundError:
-            why = "the repository has no such file at this revision"
+            raise NotThereError(f"{url}: the repository has no such file at this revision") from None
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
             why = f"the hub answers {status}" + (f"; {LOGIN['hf']}" if status in (401, 403) else "")
@@ -249,6 +288,32 @@ def _tried(url: str, ask: Callable[[], Result]) -> Result:
             continue
         raise CheckpointError(f"{url}: {why}") from None
     raise CheckpointError(f"{url}: {why}") from None
+
+
+def commit(url: str, repo: str, revision: str | None, files: Mapping[str, Path | bytes], message: str) -> str:
+    """Put files into a repository, in one commit: its URL. url: what errors call it. Raises: CheckpointError."""
+    hub = _hub()
+
+    def attempt() -> str:
+        operations = [hub.CommitOperationAdd(name, file) for name, file in files.items()]
+        done = hub.HfApi().create_commit(repo, operations, commit_message=message, revision=revision)
+        return str(done.commit_url)
+
+    with _bars(hub.utils):
+        return _tried(url, attempt)
+
+
+@contextlib.contextmanager
+def _bars(utils: Any) -> Iterator[None]:
+    """The client's progress bars are for terminals."""
+    hidden = not sys.stderr.isatty() and not utils.are_progress_bars_disabled()
+    if hidden:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            utils.enable_progress_bars()
 
 
 def _hub() -> Any:

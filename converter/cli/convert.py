@@ -18,7 +18,7 @@ from ..progress import Advance
 from ..sources import Fetching
 from .cache import cache
 from .files import check, inspect
-from .options import SETTINGS, source_options, state_options
+from .options import SETTINGS, FileOrStored, source_options, state_options
 from .run import HINT, NOTE, run, say
 from .subcommands import SourceOrCommand
 
@@ -34,6 +34,7 @@ Examples:
   edm2-convert golden/digits.pkl --dry-run
   edm2-convert digits.safetensors -o back.pkl
   edm2-convert training-state-0134217.pt --weights ema-0.100
+  edm2-convert golden/digits.pkl -o s3://bucket/digits.safetensors
 
 \b
 What a file is, and whether it is sound (snapshots, checkpoints, truths):
@@ -56,8 +57,9 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Checkpoint to write, or a folder for it.  [default: SOURCE's name, here]",
+    type=FileOrStored(path_type=Path),
+    help="Checkpoint to write, or a folder for it, or its URL in a store (s3://bucket/name).  [default: SOURCE's name, "
+    "here]",
 )
 @click.option(
     "--format",
@@ -101,7 +103,7 @@ def edm2_convert(
     fetching = Fetching(sha256, cache_dir, offline, timeout)
     if len(sources) > 1 and sha256 is not None:
         raise click.UsageError("--sha256 is for one file")
-    if len(sources) > 1 and output is not None and not output.is_dir():
+    if len(sources) > 1 and output is not None and not (str(output).endswith("/") or output.is_dir()):
         raise click.UsageError(f"{output} is no folder: {len(sources)} checkpoints do not go into one")
     found = []
     for source in sources or (None,):
@@ -127,7 +129,7 @@ for command in (cache, check, inspect):
     edm2_convert.add_command(command)
 
 
-def _hint(source: str, output: Path):
+def _hint(source: str, output: Path | str):
     """What comes next, for a person."""
     if sys.stderr is not None and sys.stderr.isatty():
         say(f"now: edm2-verify {source} --checkpoint {output}", err=True, style=HINT)

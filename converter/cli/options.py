@@ -44,7 +44,7 @@ class Device(click.Choice):
 
 
 class FileOrStored(click.Path):
-    """A path, or a URL of a store: a text."""
+    """A path, or a text: a URL of a store."""
 
     name = "path"
 

@@ -33,6 +33,7 @@ def s3(s3_server, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "WAIT", 0.001)
     s3_server.answer = lambda environ, number: None
+    s3_server.refuse = lambda environ, number: False
     s3_server.requests.clear()
     s3_server.gets = 0
     return s3_server
@@ -104,6 +105,17 @@ def test_gs_is_read_as_s3_is(s3, file, digits, monkeypatch):
     same(jax_edm2.load("gs://bucket/digits.safetensors")[1], digits[1])
 
 
+def first_time():
+    """Of a range: is it the first one with this end?"""
+    seen = set()
+
+    def is_new(asked):
+        end = asked.partition("-")[2]
+        return end not in seen and not seen.add(end)
+
+    return is_new
+
+
 # The hub
 
 
@@ -160,7 +172,8 @@ def test_the_hub_sends_another_range(hub, file, options, text):
 
 def test_the_hub_cuts_connections(hub, file, digits, monkeypatch):
     hub.commit(REPO, {"digits.safetensors": file})
-    hub.answer = lambda handler, number: number % 2 == 0 and (serve_range(handler, file, cut=10), True)[1]
+    new = first_time()
+    hub.answer = lambda handler, number: new(handler.headers["Range"]) and (serve_range(handler, file, cut=10), True)[1]
     same(jax_edm2.load(f"hf://{REPO}/digits.safetensors")[1], digits[1])
     hub.answer = lambda handler, number: (serve_range(handler, file, cut=10), True)[1]
     fails(f"hf://{REPO}/digits.safetensors", "the connection to the hub breaks off, 6 times in a row")
@@ -178,7 +191,8 @@ def test_the_hub_refuses(hub, file, status, text):
 
 def test_a_hub_that_is_busy_once(hub, file):
     hub.commit(REPO, {"digits.safetensors": file})
-    hub.answer = lambda handler, number: number % 3 == 0 and (handler.reply(503), True)[1]
+    new = first_time()
+    hub.answer = lambda handler, number: new(handler.headers["Range"]) and (handler.reply(503), True)[1]
     jax_edm2.load(f"hf://{REPO}/digits.safetensors")
 
 
@@ -204,7 +218,8 @@ def etag_of(s3, key):
 def test_cut_connections_go_on_where_they_ended(s3, file, digits):
     url = s3.put("digits.safetensors", file)
     etag = etag_of(s3, "digits.safetensors")
-    s3.answer = lambda environ, number: part(environ, file, etag=etag, cut=1000) if number % 3 == 0 else None
+    new = first_time()  # what follows of a range has its end
+    s3.answer = lambda environ, _: part(environ, file, etag=etag, cut=1000) if new(environ["HTTP_RANGE"]) else None
     same(jax_edm2.load(url)[1], digits[1])
 
 
@@ -275,6 +290,79 @@ def test_no_credentials(s3, file, monkeypatch):
     fails(url, "the store refuses it to who you are")
     s3.put("digits.safetensors", file, public=True)
     jax_edm2.read_record(url)
+
+
+# Writing
+
+
+@pytest.fixture(params=["s3", "hf"])
+def place(request, monkeypatch):
+    """Either store, and what reads from it: (server, URL, bytes or None)."""
+    if request.param == "s3":
+        server = request.getfixturevalue("s3")
+        for key in list(server.keys()):
+            server.delete(key)
+        return server, "s3://bucket/new/tuned.safetensors", lambda: server.get("new/tuned.safetensors")
+    server = request.getfixturevalue("hub")
+    server.commit(REPO, {})
+    monkeypatch.setenv("HF_TOKEN", Hub.TOKEN)
+    return server, f"hf://{REPO}/new/tuned.safetensors", lambda: server.at(REPO, "main")[1]["new/tuned.safetensors"]
+
+
+def test_save(place, digits, digits_guide, digits_checkpoint):
+    _, url, read = place
+    record = jax_edm2.save(url, *digits, record=jax_edm2.read_record(digits_checkpoint))
+    before = read()
+    assert record == jax_edm2.read_record(url)
+    same(jax_edm2.load(url)[1], digits[1])
+    with pytest.raises(FileExistsError, match=f"^{re.escape(url)} exists$"):
+        jax_edm2.save(url, *digits_guide)
+    assert read() == before
+    jax_edm2.save(url, *digits_guide, overwrite=True)
+    same(jax_edm2.load(url)[1], digits_guide[1])
+    with pytest.raises(CheckpointError, match=r"tuned: in a store a checkpoint is one file: end its name in"):
+        jax_edm2.save(url.removesuffix(".safetensors"), *digits)
+
+
+def upload(url, data, *, overwrite=True, meanwhile=lambda: None):
+    with remote.uploading(url, overwrite=overwrite) as path:
+        path.write_bytes(data)
+        meanwhile()
+
+
+def test_what_fails_before_its_end_leaves_nothing(place):
+    server, url, _ = place
+    with pytest.raises(ZeroDivisionError):
+        upload(url, b"half", meanwhile=lambda: 1 / 0)
+    assert not (server.at(REPO, "main")[1] if isinstance(server, Hub) else server.keys())
+
+
+def test_an_upload_that_breaks_off(s3):
+    """Of several parts: the object does not appear, and what was there stays."""
+    s3.put("large", b"before")
+    s3.refuse = lambda environ, number: "partNumber=2" in environ["QUERY_STRING"]
+    with pytest.raises(CheckpointError, match=r"^s3://bucket/large: the store refuses"):
+        upload("s3://bucket/large", bytes(12_000_000))
+    assert s3.get("large") == b"before"
+
+
+def test_two_writers(s3):
+    """Whoever comes second is refused, even if he began first."""
+    s3.delete("two")
+    with pytest.raises(FileExistsError):
+        upload("s3://bucket/two", b"second", overwrite=False, meanwhile=lambda: s3.put("two", b"first"))
+    assert s3.get("two") == b"first"
+
+
+def test_who_may_not_write(s3, hub):
+    s3.refuse = lambda environ, number: environ["REQUEST_METHOD"] == "PUT"
+    hub.commit(REPO, {})
+    for url, text in (
+        ("s3://bucket/x", "refuses it to who you are; set AWS_"),
+        (f"hf://{REPO}/x", "401; set HF_TOKEN"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            upload(url, b"x")
 
 
 # What needs no server

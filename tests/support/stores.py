@@ -21,6 +21,7 @@ class S3:
     """moto's server. `answer(environ, number)` may answer GET number in another way: with an HTTP message, in bytes,
     after which the connection ends. What it returns None for is moto's.
 
+    `refuse(environ, number)` is asked of every other request: those that it says are answered with 403.
     requests: (method, path, range) of all requests. sent: how many bytes of objects GETs have asked for.
     """
 
@@ -33,6 +34,7 @@ class S3:
                 pass
 
         self.answer: Callable = lambda environ, number: None
+        self.refuse: Callable = lambda environ, number: False
         self.requests: list[tuple[str, str, str | None]] = []
         self.gets = 0
         self._lock = threading.Lock()
@@ -58,6 +60,10 @@ class S3:
             number = self.gets
             self.gets += method == "GET"
         message = self.answer(environ, number) if method == "GET" else None
+        if method != "GET" and self.refuse(environ, number):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start("403 Forbidden", [("Content-Length", "0")])
+            return []
         if message is None:
             return self._moto(environ, start)
         connection = environ["werkzeug.socket"]
@@ -77,9 +83,8 @@ class S3:
     def keys(self) -> list[str]:
         return [each["Key"] for each in self._client().list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
-    def unfinished(self) -> list:
-        """Uploads that were begun and neither completed nor aborted."""
-        return self._client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+    def delete(self, key: str):
+        self._client().delete_object(Bucket=BUCKET, Key=key)
 
     def _client(self):
         import boto3

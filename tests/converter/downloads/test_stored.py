@@ -135,5 +135,13 @@ def test_commands(s3, digits_checkpoint, digits_pkl, tmp_path, monkeypatch):
     assert "AGREES" in done.stdout, done.stderr
     done = SAMPLE.run(f"--net={url}", f"--outdir={tmp_path / 'out'}", "--seeds=0", "--steps=2", "--device=cpu")
     assert done.returncode == 0, done.stderr
+    done = CONVERT.run(digits_pkl, "-o", "s3://bucket/new/")
+    assert done.stdout.startswith("s3://bucket/new/digits.safetensors: 63 tensors"), done.stderr
+    CONVERT.fails(
+        digits_pkl, "-o", "s3://bucket/new/digits.safetensors",
+        text="s3://bucket/new/digits.safetensors exists; use --force to replace it",
+    )  # fmt: skip
+    assert s3.get("new/digits.safetensors") == digits_checkpoint.read_bytes()
+    CONVERT.fails(digits_pkl, "-o", "s3://bucket/new", "--format", "orbax", text="choose another --format")
     CONVERT.fails("s3://bucket/no.safetensors", text="s3://bucket/no.safetensors: there is no such object")
     CONVERT.fails("inspect", "hf://digits.safetensors", text="is no path of a store; those are s3://bucket/name")
