@@ -119,8 +119,8 @@ def uploading(url: str, *, overwrite: bool) -> Iterator[Path]:
         if not overwrite and exists(url):
             raise FileExistsError(f"{url} exists")
         if url.startswith("hf://"):
-            repo, revision, name = _hub_parts(url)
-            commit(url, repo, revision, {name: path}, f"{name}, by edm2-jax")
+            name = _hub_parts(url)[2]
+            commit(url.removesuffix(f"/{name}"), {name: path}, f"{name}, by edm2-jax")
         else:
             store, key = _bucket(url)
             with _explained(url):
@@ -290,9 +290,21 @@ def _tried(url: str, ask: Callable[[], Result]) -> Result:
     raise CheckpointError(f"{url}: {why}") from None
 
 
-def commit(url: str, repo: str, revision: str | None, files: Mapping[str, Path | bytes], message: str) -> str:
-    """Put files into a repository, in one commit: its URL. url: what errors call it. Raises: CheckpointError."""
-    hub = _hub()
+def check_repository(url: str):
+    """Is it a URL such as hf://owner/repo, and is there what it takes? Raises: CheckpointError."""
+    _hub_parts(url, whole=True)
+    _hub()
+
+
+def make_repository(url: str):
+    """If there is no hf://owner/repo, make it, as a private one. Raises: CheckpointError."""
+    hub, (repo, *_) = _hub(), _hub_parts(url, whole=True)
+    _tried(url, lambda: hub.HfApi().create_repo(repo, private=True, exist_ok=True))
+
+
+def commit(url: str, files: Mapping[str, Path | bytes], message: str) -> str:
+    """Put files into hf://owner/repo@branch, in one commit: its URL. Raises: CheckpointError."""
+    hub, (repo, revision, _) = _hub(), _hub_parts(url, whole=True)
 
     def attempt() -> str:
         operations = [hub.CommitOperationAdd(name, file) for name, file in files.items()]

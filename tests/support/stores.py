@@ -234,13 +234,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         hub.requests.append(("POST", path))
         if not self.known:
             return self.fail(401, "")
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
             if repo in hub.commits:
                 return self.json({"url": f"{hub.endpoint}/{repo}"}, 409)
             hub.commits[repo] = [{}]
-            if asked.get("private"):
+            if asked.get("private") or asked.get("visibility") == "private":
                 hub.private.add(repo)
             return self.json({"url": f"{hub.endpoint}/{repo}"})
         if match := re.fullmatch(r"/([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", path):
