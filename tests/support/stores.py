@@ -213,7 +213,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if name not in files:
             return self.fail(404, "EntryNotFound")
         data = files[name]
-        about = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X_Repo_Commit": commit}
+        about = {"ETag": f'"{commit}-{len(data)}"', "X_Repo_Commit": commit}
         if self.command == "HEAD":
             return self.reply(200, data, **about)
         hub.gets += 1
