@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings jax-flow kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings jax-flow kills meshes shards sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ kills: $(READY)  ## trainings that are killed 50 times at random moments, and wh
 
 meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind
 	$(BIN)/python -m tests.surveys.meshes $(ARGS)
+
+shards: $(READY)  ## what each of four processes reads of an S-size checkpoint in a store, beside its share
+	$(BIN)/python -m tests.surveys.shards $(ARGS)
 
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.surveys.sampling $(ARGS)

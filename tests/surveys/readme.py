@@ -23,7 +23,7 @@ from jax_edm2.converter.processes import ROOT
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
     "converting", "verifying", "goldens", "sampling", "training", "datasets", "metrics", "library", "ecosystem",
-    "speed", "internals",
+    "stores", "speed", "internals",
 ))]  # fmt: skip
 TEXT = "\n".join(page.read_text() for page in PAGES)
 MODULES = {
