@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings jax-flow kills meshes shards sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
+.PHONY: help demo test lint types readme docs faults survey verify-memory hostile fuzz accelerators metrics trainings jax-flow kills meshes shards sampling datasets nmboffi golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,9 @@ sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 25
 
 datasets: $(READY)  ## edm2-dataset beside NVlabs' dataset_tool.py: make datasets ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.surveys.datasets $(ARGS)
+
+nmboffi: $(READY)  ## PrecondUNet, EDM2UNet and projections beside jax-edm2's own: make nmboffi ARGS="--jax-edm2 DIR"
+	$(BIN)/python -m tests.surveys.jax_edm2_bridge $(ARGS)
 
 golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--check writes nothing
 	$(BIN)/python -m golden.manifests $(ARGS)
