@@ -1,8 +1,8 @@
 """`make first-minutes`: a person's first ten minutes, on the wheel, in a folder of their own, as they would go.
 
 A fresh environment gets the wheel and no torch; the folder has traps in it: files with the names of our parts. Convert,
-look, sample, load, fine-tune 20 steps, save, sample again, pack pictures, and the goldens; then what edm2-train takes, a
-short training and another EMA length of it; then torch, and the proof.
+look, sample, load, fine-tune 20 steps, save, sample again, pack pictures, and the goldens; then what edm2-train takes,
+a short training and another EMA length of it; then torch, and the proof.
 
 python tests/surveys/first_minutes.py [FOLDER]: needs nothing but Python; the environment is made in FOLDER.
 """
