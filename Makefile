@@ -7,7 +7,7 @@ COMPILERS = $(VENV)-compilers
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint types readme notebooks docs faults survey verify-memory hostile fuzz accelerators metrics trainings kills meshes sampling datasets golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
+.PHONY: help demo test lint types readme notebooks docs faults survey verify-memory hostile fuzz accelerators metrics trainings jax-flow kills meshes shards sampling datasets nmboffi golden golden-faults first-minutes device device-report bench bench-convert bench-phema bench-states bench-training bench-download digits toy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,17 +63,26 @@ metrics: $(READY)  ## the metrics of JAX beside PyTorch's, at full size, and NVl
 trainings: $(READY)  ## training in JAX beside torch_ref, and NVlabs' own loop: make trainings ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.surveys.training $(ARGS)
 
+jax-flow: $(READY)  ## kvfrans/jax-flow's own trainer on converted weights: make jax-flow ARGS="--jax-flow DIR"
+	$(BIN)/python -m tests.surveys.jax_flow $(ARGS)
+
 kills: $(READY)  ## trainings that are killed 50 times at random moments, and what comes of them in the end
 	$(BIN)/python -m tests.surveys.kills $(ARGS)
 
 meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind
 	$(BIN)/python -m tests.surveys.meshes $(ARGS)
 
+shards: $(READY)  ## what each of four processes reads of an S-size checkpoint in a store, beside its share
+	$(BIN)/python -m tests.surveys.shards $(ARGS)
+
 sampling: $(READY)  ## samples of PyTorch and JAX side by side: every option, 256 seeds, and what a classifier says
 	$(BIN)/python -m tests.surveys.sampling $(ARGS)
 
 datasets: $(READY)  ## edm2-dataset beside NVlabs' dataset_tool.py: make datasets ARGS="--nvlabs DIR"
 	$(BIN)/python -m tests.surveys.datasets $(ARGS)
+
+nmboffi: $(READY)  ## PrecondUNet, EDM2UNet and projections beside jax-edm2's own: make nmboffi ARGS="--jax-edm2 DIR"
+	$(BIN)/python -m tests.surveys.jax_edm2_bridge $(ARGS)
 
 golden: $(READY)  ## record all goldens again and show how they differ; ARGS=--check writes nothing
 	$(BIN)/python -m golden.manifests $(ARGS)

@@ -9,9 +9,10 @@ import json
 import math
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jax_edm2 import remote
 from jax_edm2.checkpoint import read_record
 from jax_edm2.config import EDM2Config
 from jax_edm2.messages import listing
@@ -40,17 +41,18 @@ SUFFIXES = {"safetensors": ".safetensors", "orbax": ".orbax", "pkl": ".pkl", "pt
 class ConversionRequest:
     """What is converted, and to what.
 
-    source: the path of a snapshot, training state or checkpoint, or a snapshot's URL; or else preset: a published
-    network's name. output: the file to write, or a folder for it; by default it has the source's name, in the working
-    folder. format: one of SUFFIXES; by default what `output` ends in says, or safetensors, or for all of a training
-    state orbax. dtype: as for `converter.convert.convert`. weights: which network of a training state. config_from: the
-    file or published network that has a training state's configuration. like: the snapshot that a .pkl is a copy of
-    but for its values. dry_run: nothing is written. force: an existing output is replaced.
+    source: the path of a snapshot, training state or checkpoint, its URL in a store, or a snapshot's URL; or else
+    preset: a published network's name. output: the file to write, or a folder for it, or their URL in a store, where
+    that of a folder ends in /; by default it has the source's name, in the working folder. format: one of SUFFIXES; by
+    default what `output` ends in says, or safetensors, or for all of a training state orbax. dtype: as for
+    `converter.convert.convert`. weights: which network of a training state. config_from: the file or published network
+    that has a training state's configuration. like: the snapshot that a .pkl is a copy of but for its values. dry_run:
+    nothing is written. force: an existing output is replaced.
     """
 
     source: str | None = None
     preset: str | None = None
-    output: Path | None = None
+    output: Path | str | None = None
     format: str | None = None
     dtype: str = "keep"
     weights: str | None = None
@@ -78,7 +80,7 @@ class Converted:
     path in the JAX tree. metadata: the record as JSON; hashes, which a dry run does not compute, are None.
     """
 
-    output: Path | None
+    output: Path | str | None
     written: bool
     format: str
     tensors: dict[str, StoredTensor]
@@ -139,20 +141,27 @@ def fetch_and_convert(
     if form == "pt" and guide is not None:
         raise UsageError("a published network is no training state, which alone can be a .pt")
     output = _output(request.output, location, form, request.weights)
-    if output.exists() and not request.dry_run:  # before anything is fetched
-        _about_to_replace(request, location, output)
+    if not request.dry_run:  # before anything is fetched
+        _refuse_to_replace(request, location, output)
     work = _Work(request, form, warn, progress)
     if guide is None or preset is None:
         return Conversion(work.convert(location, output))
     # The guide first, so that whoever finds the main checkpoint finds its guide
-    beside = _output(output.parent, guide, form)
-    sampler = Sampler(guidance=preset.guidance, guide=beside.name)
+    folder = output.parent if isinstance(output, Path) else f"{output.rpartition('/')[0]}/"
+    beside = _output(folder, guide, form)
+    sampler = Sampler(guidance=preset.guidance, guide=PurePosixPath(beside).name)
     guiding = work.convert(guide, beside, shared=True)
     return Conversion(work.convert(location, output, sampler), guiding)
 
 
-def _about_to_replace(request: ConversionRequest, location: Location, output: Path):
+def _refuse_to_replace(request: ConversionRequest, location: Location, output: Path | str):
     """What is wrong with the input is said before what is wrong with the output."""
+    if isinstance(output, str):
+        if not request.force and remote.exists(output):
+            raise FileExistsError(f"{output} exists")
+        return
+    if not output.exists():
+        return
     if not location.remote:
         path = Path(location.text)
         open_weights(path, request.weights, request.config_from).close()
@@ -167,21 +176,27 @@ def _format(request: ConversionRequest, location: Location) -> str:
     output, path = request.output, Path(location.text)
     whole = request.weights is None and not location.remote and path.is_file() and is_training_state(path)
     form = "orbax" if whole else "safetensors"
-    if output is not None and not output.is_dir():
-        form = next((form for form, suffix in SUFFIXES.items() if output.suffix == suffix), form)
+    if output is not None and not (isinstance(output, Path) and output.is_dir()):
+        form = next((form for form, suffix in SUFFIXES.items() if PurePosixPath(output).suffix == suffix), form)
     if request.like is not None and request.format is None:
         form = "pkl"
     form = request.format or form
     if request.like is not None and (form, request.dtype) != ("pkl", "keep"):
         raise UsageError("--like is for --format pkl, in the dtype that the original has")
+    if form == "orbax" and isinstance(output, str):
+        raise UsageError(
+            f"{output}: an orbax folder is many files, and in a store we write one: choose another --format"
+        )
     return form
 
 
-def _output(output: Path | None, location: Location, form: str, part: str | None = None) -> Path:
+def _output(output: Path | str | None, location: Location, form: str, part: str | None = None) -> Path | str:
     """Where a file goes: the path given, or the source's own name in the folder given, or here."""
     name = location.stem + (f"-{part}" if part else "") + SUFFIXES[form]
     if output is None:
         return Path(name)
+    if isinstance(output, str):
+        return output + name if output.endswith("/") else output
     return output / name if output.is_dir() and not (output / ORBAX_MARK).exists() else output
 
 
@@ -195,7 +210,7 @@ class _Work:
     progress: Progress
 
     def convert(
-        self, location: Location, output: Path, sampler: Sampler | None = None, shared: bool = False
+        self, location: Location, output: Path | str, sampler: Sampler | None = None, shared: bool = False
     ) -> Converted:
         """Convert one file and report. shared: keep an output that exists, if it is what would be written."""
         request = self.request
@@ -223,7 +238,7 @@ class _Work:
         )
 
     def _write(
-        self, weights: Weights, name: str, output: Path, sampler: Sampler | None, not_finite: dict[str, int]
+        self, weights: Weights, name: str, output: Path | str, sampler: Sampler | None, not_finite: dict[str, int]
     ) -> Record:
         request = self.request
         total = sum(record.data.length for record in weights.tensors.values()) * (2 if self.format == "orbax" else 1)
@@ -231,14 +246,16 @@ class _Work:
             give_back_at_once()
         with contextlib.ExitStack() as stack:
             like = stack.enter_context(read_snapshot(request.like)) if request.like else None
+            uploading = remote.uploading(output, overwrite=request.force) if isinstance(output, str) else None
+            target = stack.enter_context(uploading) if uploading else output
             advance = stack.enter_context(self.progress(weights.path.name, total))
             return convert(
-                weights, output, format=self.format, dtype=request.dtype, like=like, overwrite=request.force,
+                weights, target, format=self.format, dtype=request.dtype, like=like, overwrite=request.force,
                 name=name, sampler=sampler, progress=advance, not_finite=not_finite,
             )  # fmt: skip
 
 
-def _existing(weights: Weights, output: Path, tensors: dict[str, Tensor]) -> Record | None:
+def _existing(weights: Weights, output: Path | str, tensors: dict[str, Tensor]) -> Record | None:
     """The record of a checkpoint at `output` that was made from this very file, in this dtype."""
     try:
         record = read_record(output)

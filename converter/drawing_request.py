@@ -21,10 +21,11 @@ SCHEDULE = ("num_steps", "sigma_min", "sigma_max", "rho")
 class DrawRequest:
     """What is to be drawn with, and how.
 
-    preset: a published network's name. net: a checkpoint's path, or a snapshot's path or URL, in place of the preset's
-    network. gnet: the guiding network, and guidance: its strength, 1 for none; by default the preset's, or what the
-    checkpoint says. interval: of noise levels where there is guidance. unconditional: the guide is asked without
-    labels, and is the network itself where there is no other. class_idx: by default a random one for each.
+    preset: a published network's name. net: the path of a checkpoint or snapshot, its URL in a store, or a snapshot's
+    URL, in place of the preset's network. gnet: the guiding network, and guidance: its strength, 1 for none; by default
+    the preset's, or what the checkpoint says. interval: of noise levels where there is guidance. unconditional: the
+    guide is asked without labels, and is the network itself where there is no other. class_idx: by default a random one
+    for each.
     batch: most pictures at once on a device. sampler, churn: as in `jax_edm2.Settings`; so are num_steps, sigma_min,
     sigma_max and rho, by default what the checkpoint says. rng: one of `jax_edm2.generation.RNGS`. precision: of the
     activations; auto is float16 on a GPU where generate_images.py would use it, else float32. nvlabs_rounding: gains
@@ -107,14 +108,17 @@ def _networks(request: DrawRequest) -> tuple[Location, Location | None, float, S
         location = _location(request.net or "")
     guide = _location(request.gnet) if request.gnet is not None else None
     path = Path(location.text)
-    if not location.remote and is_checkpoint(path):
+    if location.stored_checkpoint:  # of which no more than the record is wanted now
+        offline = request.fetching.offline
+        recorded = read_record(request.fetching.bring(location) if offline else location.text).sampler
+    elif not location.remote and is_checkpoint(path):
         recorded = read_record(path).sampler
     itself = request.unconditional  # then neither the preset's guide nor the checkpoint's is wanted
     if preset is not None and preset.guide and not itself:
         guide = guide or Location(presets.url(preset.guide))
         guidance = preset.guidance if guidance is None else guidance
     elif recorded.guide is not None and not itself:
-        guide = guide or _beside(path, recorded.guide)
+        guide = guide or _beside(location, recorded.guide)
         guidance = recorded.guidance if guidance is None else guidance
     if guidance not in (None, 1) and guide is None and not itself:
         raise UsageError("--guidance needs a guiding network: --gnet, a guided preset, or --unconditional-guide")
@@ -130,11 +134,12 @@ def _location(text: str) -> Location:
     return location
 
 
-def _beside(path: Path, name: str) -> Location:
+def _beside(location: Location, name: str) -> Location:
     """The guide that a checkpoint's record names."""
     try:
-        return Location(str(path.absolute().with_name(name)))
+        path = Path(location.text).absolute().with_name(name)
     except ValueError:
         raise SampleError(
-            f"{path}: its record names a guide {name!a:.100}, which is no file name; give --gnet"
+            f"{location.text}: its record names a guide {name!a:.100}, which is no file name; give --gnet"
         ) from None
+    return Location(f"{location.text.rpartition('/')[0]}/{name}" if location.stored else str(path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax_edm2.dtypes import not_finite
 from jax_edm2.record import Record, tensors_digest
+from jax_edm2.remote import is_remote
 from jax_edm2.tensors import stored_dtype
 
 from .convert import checkpoint_tensors, describe
@@ -37,10 +38,11 @@ class LoadedNetwork:
 
 
 def load_network(
-    path: Path, name: str, compute_dtype: Callable[[Record], Any], dtype: Any = None, sharding: Any = None
+    path: Path | str, name: str, compute_dtype: Callable[[Record], Any], dtype: Any = None, sharding: Any = None
 ) -> LoadedNetwork:
-    """Load either kind of file. compute_dtype: of the activations, for a record. dtype, sharding: as for `load`.
+    """Load either kind of file, or a checkpoint in a store.
 
+    compute_dtype: of the activations, for a record. dtype, sharding: as for `load`.
     Raises: ConverterError, CheckpointError, OSError.
     """
     import jax.numpy as jnp
@@ -48,7 +50,7 @@ def load_network(
     from jax_edm2.checkpoint import load, read_record
     from jax_edm2.network import Precond
 
-    if is_checkpoint(path):
+    if is_remote(path) or is_checkpoint(Path(path)):
         record = read_record(path)
         net, variables = load(path, dtype=dtype, compute_dtype=jnp.dtype(compute_dtype(record)), sharding=sharding)
         return LoadedNetwork(name, net, variables, record)

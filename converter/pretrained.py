@@ -35,8 +35,10 @@ def from_pretrained(
     cache_dir: Path | None = None,
     offline: bool = False,
 ) -> Model:
-    """The model of a published name (edm2-img512-s), a checkpoint's path, or a snapshot's path or URL.
+    """The model of a published name (edm2-img512-s), of a checkpoint's or snapshot's path, or of a snapshot's URL.
 
+    Both may be in stores, too: s3://bucket/name, gs://bucket/name, hf://owner/repo@revision/name. What they have there
+    is fetched once; but where there is a `sharding`, a checkpoint is read in its place, as `jax_edm2.load` does.
     Snapshots are downloaded once, and nothing in them is executed. guide: another network, likewise; by default the
     preset's or the one that the checkpoint's record names beside it. guidance: its weight, likewise; 1 is none. vae: a
     folder, file or URL; by default what the network names, when pictures are first asked for. dtype, compute_dtype,
@@ -59,10 +61,11 @@ def from_pretrained(
 
     def load(location: Location) -> LoadedNetwork:
         compute = jnp.dtype(jnp.float32 if compute_dtype is None else compute_dtype)
-        path = fetching.bring(location)
+        in_place = location.stored_checkpoint and sharding is not None and sha256 is None and not offline
+        path = location.text if in_place else fetching.bring(location)
         found = load_network(path, location.name, lambda _: compute, dtype, sharding)
         source = found.record.source
-        if source is None or is_checkpoint(path):
+        if source is None or in_place or is_checkpoint(Path(path)):
             return found
         source = dataclasses.replace(source, sha256=file_sha256(path))
         return dataclasses.replace(found, record=dataclasses.replace(found.record, source=source))

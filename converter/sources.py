@@ -1,24 +1,28 @@
-"""Where a snapshot is: on this disk, behind a URL, or of a preset; and how it is brought here."""
+"""Where a snapshot is: on this disk, behind a URL, in a store, or of a preset; and how it is brought here."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jax_edm2 import remote
+from jax_edm2.messages import one_line
+
 from . import presets
+from .checkpoint_weights import read_checkpoint
 from .downloads.cache import Cache, cache_in, sha256
 from .downloads.cache_files import CacheError
 from .downloads.urls import file_name, public_url
 from .downloads.watchdog import TIMEOUT
 from .errors import UsageError
-from .opening import open_weights
+from .opening import SAFETENSORS, open_weights
 
 _URL = re.compile(r"(https?:|[a-z][a-z0-9+.-]*:[/\\]{2}).*", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Location:
-    """A snapshot's path or URL."""
+    """A snapshot's path or URL, or that of a checkpoint in a store."""
 
     text: str
 
@@ -28,13 +32,27 @@ class Location:
         return bool(_URL.fullmatch("".join(c for c in self.text if c.isprintable() and c != " ")))
 
     @property
+    def stored(self) -> bool:
+        """In a store: such a URL holds no secret."""
+        return remote.is_stored(self.text)
+
+    @property
+    def stored_checkpoint(self) -> bool:
+        """One that `jax_edm2.load` reads where it is."""
+        return self.stored and self.text.endswith(SAFETENSORS)
+
+    @property
     def name(self) -> str:
         """What the snapshot is known by: its file's name, or its URL without what may be secret in that."""
+        if self.stored:
+            return one_line(self.text)
         return public_url(self.text) if self.remote else Path(self.text).name
 
     @property
     def stem(self) -> str:
         """Of the file's name; what is made from it is named so."""
+        if self.stored:
+            return Path(remote.file_name(self.text)).stem or "snapshot"
         return Path(file_name(self.text) if self.remote else self.name).stem or "snapshot"
 
 
@@ -57,6 +75,8 @@ class Fetching:
 
     def bring(self, location: Location) -> Path:
         """The path of a snapshot on this disk. Raises: ConverterError, OSError."""
+        if location.stored:
+            return self.fetch_stored(location.text, self.sha256)
         if location.remote:
             return self.fetch(location.text, check_snapshot, self.sha256)
         path = Path(location.text)
@@ -71,6 +91,18 @@ class Fetching:
         from .downloads.download import fetch
 
         return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
+
+    def fetch_stored(self, url: str, sha256: str | None = None) -> Path:
+        """The path of a store's file, a snapshot or checkpoint. Raises: ConverterError, CheckpointError, OSError."""
+        from .downloads.stored import fetch_stored
+
+        check = check_checkpoint if url.endswith(SAFETENSORS) else check_snapshot
+        return fetch_stored(url, self.cache, sha256=sha256, offline=self.offline, check=check)
+
+
+def check_checkpoint(path: Path):
+    """Raises: CheckpointError."""
+    read_checkpoint(path).close()
 
 
 def check_snapshot(path: Path):

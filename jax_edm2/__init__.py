@@ -18,8 +18,8 @@ if not (Path(__file__).parent / "converter").exists():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from jax_edm2.bridges import diffrax, flaxdiff, flow, nnx
-    from jax_edm2.bridges.nmboffi import PrecondUNet
+    from jax_edm2.bridges import diffrax, flaxdiff, flow, nmboffi, nnx
+    from jax_edm2.bridges.nmboffi import EDM2UNet, PrecondUNet, pmap_project_to_sphere
     from jax_edm2.checkpoint import load, read_record, save
     from jax_edm2.config import ConfigError, EDM2Config, expected_tree
     from jax_edm2.converter.errors import ConverterError
@@ -52,6 +52,7 @@ _HOME = {
     "ConfigError": "config",
     "ConverterError": "converter.errors",
     "EDM2Config": "config",
+    "EDM2UNet": "bridges.nmboffi",
     "Generator": "generation",
     "Model": "model",
     "Precond": "network",
@@ -85,6 +86,7 @@ _HOME = {
     "make_decoder": "decoding",
     "noise_levels": "settings",
     "nvlabs_gains": "folding",
+    "pmap_project_to_sphere": "bridges.nmboffi",
     "posthoc_average": "ema",
     "posthoc_coefficients": "ema",
     "power_function_beta": "ema",
@@ -97,7 +99,7 @@ _HOME = {
     "save_training_state": "training_state",
     "update_average": "ema",
 }
-_BRIDGES = "diffrax", "flaxdiff", "flow", "nnx"  # modules, as jax_edm2.nnx.load
+_BRIDGES = "diffrax", "flaxdiff", "flow", "nmboffi", "nnx"  # modules, as jax_edm2.nnx.load
 __all__ = sorted([*_HOME, *_BRIDGES])
 
 

@@ -15,6 +15,7 @@ from jax_edm2.dtypes import DTYPES, not_finite
 from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import OrbaxCheckpoint, write_orbax
 from jax_edm2.record import Record, RecordError
+from jax_edm2.remote import is_remote, uploading
 from jax_edm2.safetensors_checkpoint import SafetensorsCheckpoint, write_safetensors
 from jax_edm2.safetensors_format import FormatError
 from jax_edm2.tensors import CheckpointError, Digest, Tensor, check_digest
@@ -32,9 +33,11 @@ WRITERS = {"safetensors": write_safetensors, "orbax": write_orbax}
 def read_record(path: str | os.PathLike) -> Record:
     """The metadata record of a checkpoint: a safetensors file or an orbax folder, whose tensors are not read.
 
+    path: also the URL of a safetensors file, as for `load`.
+
     Raises: CheckpointError if the checkpoint is missing or broken.
     """
-    with opened(Path(path)) as stored:
+    with opened(path) as stored:
         return stored.record
 
 
@@ -48,6 +51,9 @@ def load(
 ) -> "tuple[Precond, dict]":
     """A converted network and its variables: D = net.apply(variables, x, sigma, class_labels).
 
+    path: of a safetensors file or an orbax folder, or the URL of a safetensors file in a store: s3://bucket/name,
+    gs://bucket/name or hf://owner/repo@revision/name. Of that, ranges are read, several at once; where `sharding` gives
+    this process parts of tensors, no more than these, and they cannot be held to the digest.
     The variables are a plain tree of the collections `params` and `constants`, whose shapes `expected_tree` gives.
     dtype: of the variables; as stored by default. compute_dtype: of the network's activations; float32 by default.
     sharding: where the variables go, one tensor at a time: a Sharding or Device for all, or a tree of them (FSDP),
@@ -63,7 +69,7 @@ def load(
     from jax_edm2.network import Precond
     from jax_edm2.placement import placement
 
-    with opened(Path(path)) as stored:
+    with opened(path) as stored:
         if check:
             check_digest(path, stored.record)
         if stored.record.training is not None:
@@ -74,8 +80,9 @@ def load(
         problems = check_tree(stored.record.config, stored.shapes)
         if problems:
             raise CheckpointError(f"{path}: does not hold the network of its record: " + listing(problems))
-        digest = Digest() if check else None
-        variables = stored.variables(dtype, placement(sharding, stored.shapes), digest)
+        where = placement(sharding, stored.shapes)
+        digest = Digest() if check and not stored.in_parts(where) else None
+        variables = stored.variables(dtype, where, digest)
         if digest is not None:
             digest.check(path, stored.record)
     net = Precond(stored.record.config, jnp.float32 if compute_dtype is None else compute_dtype)
@@ -92,6 +99,7 @@ def save(
 ) -> Record:
     """Write a checkpoint: a safetensors file if `path` ends in .safetensors, else an orbax folder.
 
+    path: also the URL of a safetensors file in a store, as for `load`; it is written to this disk first.
     net, variables: as `load` gives them, in any dtype of DTYPES; a folded network cannot be saved.
     record: what else to say of it (`read_record` of the checkpoint that was fine-tuned, say). Its config must be net's.
     If it has a digest, and these are other values, they do not claim its source, but to be fine-tuned from it.
@@ -124,8 +132,15 @@ def save(
         raise CheckpointError(f"{path}: these are not the variables of the network: " + listing(problems))
     if record.digest and not _are_those_of(record, arrays):
         record = record.of_changed_weights()
-    write = write_safetensors if str(path).endswith(".safetensors") else write_orbax
-    return write(path, tensors, dataclasses.replace(record, not_finite=count), overwrite=overwrite)
+    record = dataclasses.replace(record, not_finite=count)
+    single = str(path).endswith(".safetensors")
+    if is_remote(path):
+        if not single:
+            raise CheckpointError(f"{path}: in a store a checkpoint is one file: end its name in .safetensors")
+        with uploading(os.fspath(path), overwrite=overwrite) as local:
+            return write_safetensors(local, tensors, record)
+    write = write_safetensors if single else write_orbax
+    return write(path, tensors, record, overwrite=overwrite)
 
 
 def _are_those_of(record: Record, arrays: "Mapping[str, np.ndarray]") -> bool:
@@ -144,12 +159,10 @@ def _are_those_of(record: Record, arrays: "Mapping[str, np.ndarray]") -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
+def opened(path: str | os.PathLike) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
     """A checkpoint's file. What is wrong with its file is said to be wrong with it, now and while it is used."""
     try:
-        if not path.exists():
-            raise CheckpointError(f"{path}: there is no such file or folder")
-        with contextlib.closing(OrbaxCheckpoint(path) if path.is_dir() else SafetensorsCheckpoint(path)) as stored:
+        with contextlib.closing(_open(path)) as stored:
             yield stored
     except RecordError as error:
         raise CheckpointError(f"{path}: {error}; convert the snapshot again") from error
@@ -157,3 +170,12 @@ def opened(path: Path) -> Iterator[SafetensorsCheckpoint | OrbaxCheckpoint]:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _open(path: str | os.PathLike) -> SafetensorsCheckpoint | OrbaxCheckpoint:
+    if is_remote(path):
+        return SafetensorsCheckpoint(os.fspath(path))
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    return OrbaxCheckpoint(path) if path.is_dir() else SafetensorsCheckpoint(path)

@@ -64,6 +64,10 @@ class OrbaxCheckpoint:
                 raise CheckpointError(f"{path}: {printable(name[:200])} is {dtype}; weights are {known}")
         self.record = Record.from_json(text)
 
+    def in_parts(self, where: "Placement") -> bool:
+        """Are there tensors of which this process has parts alone? All are brought together, to be hashed."""
+        return False
+
     def variables(self, dtype: Any, where: "Placement", digest: Digest | None) -> "dict[str, jax.Array]":
         """All variables by path, as `dtype` (None: as stored), on the devices of `where`; hashed into `digest`.
 

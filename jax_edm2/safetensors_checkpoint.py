@@ -11,17 +11,18 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.messages import printable
 from jax_edm2.record import KEY, Record, tensors_digest
-from jax_edm2.safetensors_format import CODES, File
+from jax_edm2.safetensors_format import CODES, Box, File, LocalFile
 from jax_edm2.tensors import CheckpointError, Digest, Hashes, Tensor, refuse_to_lose, stored_dtype
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
 
     from jax_edm2.placement import Placement
 
@@ -33,8 +34,8 @@ ROOM = 16  # bytes more in a header for what becomes known while tensors are wri
 class SafetensorsCheckpoint:
     """An open file: its record, its shapes by path, and its variables when they are asked for. Close it in the end."""
 
-    def __init__(self, path: Path):
-        """Raises: FormatError, CheckpointError, RecordError, OSError."""
+    def __init__(self, path: Path | str):
+        """path: of a file, or a URL that `is_remote`. Raises: FormatError, CheckpointError, RecordError, OSError."""
         self.path, self._file = path, File(path)
         try:
             for name, entry in self._file.entries.items():
@@ -50,30 +51,62 @@ class SafetensorsCheckpoint:
         self.entries = self._file.entries
         self.shapes = {name: entry.shape for name, entry in self.entries.items()}
 
+    def in_parts(self, where: "Placement") -> bool:
+        """Are there tensors of which this process has parts alone, so that no more of them is read?"""
+        return any(self._boxes(name, where) != [self._file.whole(name)] for name in self.entries)
+
     def variables(self, dtype: Any, where: "Placement", digest: Digest | None) -> "dict[str, jax.Array]":
         """All variables by path, as `dtype` (None: as stored), on the devices of `where`; hashed into `digest`.
 
-        One tensor at a time is on the host, and a few that are read ahead while they are hashed. Raises: FormatError.
+        A few tensors are on the host at a time. digest: None where `in_parts`. Raises: FormatError, CheckpointError.
         """
         import jax
 
-        def put(name, array):
-            return jax.device_put(array if dtype is None else array.astype(dtype), where[name])
-
-        if digest is None:
-            return {name: put(name, self._file.array(name)) for name in self._file.entries}
+        wanted = [(name, box) for name in self.entries for box in self._boxes(name, where)]
+        arrays = self._file.arrays(wanted, hashed=digest is not None)
         found = {}
-        for name, array, sha256 in self._file.hashed_arrays():
-            digest.add(name, str(array.dtype), array.shape, sha256)
-            found[name] = put(name, array)
+        for name in self.entries:
+            parts = {}
+            for box in self._boxes(name, where):
+                array, sha256 = next(arrays)
+                if digest is not None and sha256 is not None:
+                    digest.add(name, str(array.dtype), array.shape, sha256)
+                parts[box] = array if dtype is None else array.astype(dtype)
+            whole = self._file.whole(name)
+            if whole in parts:
+                found[name] = jax.device_put(parts[whole], where[name])
+            else:
+                found[name] = _assembled(parts, self.shapes[name], where[name])
         return found
+
+    def _boxes(self, name: str, where: "Placement") -> list[Box]:
+        """What this process needs of a tensor. Of a file on this disk that is all of it, which is held to a digest."""
+        sharding = where[name]
+        if sharding is None or sharding.is_fully_addressable or isinstance(self._file.source, LocalFile):
+            return [self._file.whole(name)]
+        shape = self.shapes[name]
+        indices = sharding.addressable_devices_indices_map(shape).values()
+        return sorted({_box(index, shape) for index in indices})
 
     @property
     def descriptor(self) -> int:
-        return self._file.descriptor
+        """Of a file on this disk."""
+        return cast(LocalFile, self._file.source).descriptor
 
     def close(self):
         self._file.close()
+
+
+def _assembled(parts: "Mapping[Box, np.ndarray]", shape: tuple[int, ...], sharding: Any) -> "jax.Array":
+    """An array of which this process has parts, and other processes the others."""
+    import jax
+
+    return jax.make_array_from_callback(shape, sharding, lambda index: parts[_box(index, shape)])
+
+
+def _box(index: "tuple[slice, ...] | None", shape: tuple[int, ...]) -> Box:
+    """What slices of a tensor mean."""
+    return tuple(each.indices(length)[:2] for each, length in zip(index or (), shape, strict=True))
 
 
 def write_safetensors(

@@ -5,10 +5,12 @@ byte of the file must belong to exactly one tensor. Specification: huggingface.c
 """
 
 import hashlib
+import itertools
 import math
+import operator
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from jax_edm2 import strict_json
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.messages import brief
+from jax_edm2.remote import RemoteFile, is_remote, open_remote
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +34,7 @@ SIZES = {  # bytes, of everything that the format knows
 MOST_HEADER = 4 * 2**20  # bytes; XXL's has 40,000
 MOST_TENSORS = 10_000
 MOST_DIMENSIONS = 8
-THREADS = 2  # hashing beside the one that asks
-PIECE = 2**20  # bytes read at a time, to be hashed while they are in the processor's cache
+START = 2**16  # bytes that are read first: of all published sizes, the whole header
 ALIGNMENT = 64  # bytes: what JAX takes over on a CPU without a copy
 _SHORTER = "breaks off in {name}: it became shorter while it was read"
 
@@ -51,6 +53,33 @@ class Entry:
     nbytes: int
 
 
+Box = tuple[tuple[int, int], ...]  # a part of a tensor: of every axis, its first index and the one after its last
+
+
+class LocalFile:
+    """A regular file on this disk, read by ranges."""
+
+    threads = 2  # that read and hash beside the one that asks
+    piece = 2**20  # bytes read at a time, to be hashed while they are in the processor's cache
+
+    def __init__(self, path: str | os.PathLike):
+        """Raises: FormatError, OSError."""
+        # A FIFO must not block.
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise FormatError("is no safetensors file (no regular file at all)")
+        self.size = status.st_size
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """How many bytes from `offset` on are now at the beginning of `view`: none, where the file ends."""
+        return os.preadv(self.descriptor, [view], offset)
+
+    def close(self):
+        os.close(self.descriptor)
+
+
 class File:
     """An open file whose header is known to be sound; close it, or use it in a `with` statement.
 
@@ -58,67 +87,67 @@ class File:
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Raises: FormatError, OSError."""
-        # A FIFO must not block.
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        """path: also a URL that `is_remote`. Raises: FormatError, OSError, CheckpointError."""
+        self.source: LocalFile | RemoteFile = open_remote(os.fspath(path)) if is_remote(path) else LocalFile(path)
         try:
-            status = os.fstat(self.descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError("is no safetensors file (no regular file at all)")
-            self.metadata, self.entries = _header(self.descriptor, status.st_size)
+            self.metadata, self.entries = _header(self.source)
         except BaseException:
             self.close()
             raise
 
+    def whole(self, name: str) -> Box:
+        """All of a tensor."""
+        return tuple((0, length) for length in self.entries[name].shape)
+
     def array(self, name: str) -> "np.ndarray":
-        """A tensor whose dtype is one of CODES. Raises: FormatError.
+        """All of a tensor, whose dtype is one of CODES. Raises: as `arrays`."""
+        return self._array(name, self.whole(name), hashed=False)[0]
 
-        Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
+    def arrays(self, wanted: Iterable[tuple[str, Box]], *, hashed: bool) -> "Iterator[tuple[np.ndarray, str | None]]":
+        """Of each tensor's part, in order, (array, sha256); threads read a few of them ahead, and no more.
+
+        Of these bytes alone are read. Dtypes are those of CODES. Raises: FormatError, OSError, CheckpointError.
         """
-        import numpy as np
-
-        entry = self.entries[name]
-        count = math.prod(entry.shape)
-        with open(self.descriptor, "rb", closefd=False) as file:
-            file.seek(entry.offset)
-            array = np.fromfile(file, CODES[entry.dtype].numpy, count)
-        if array.size < count:
-            raise FormatError(_SHORTER.format(name=name))
-        return array.reshape(entry.shape)
-
-    def hashed_arrays(self) -> "Iterator[tuple[str, np.ndarray, str]]":
-        """(name, array, sha256) of every tensor; threads read a few tensors ahead, and no more."""
-        with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing release the GIL
+        threads = self.source.threads
+        with ThreadPoolExecutor(threads) as pool:  # reading and hashing release the GIL
             pending: list[Future] = []
             try:
-                for name in self.entries:
-                    pending.append(pool.submit(self._hashed, name))
-                    if len(pending) > 2 * THREADS:
+                for name, box in wanted:
+                    pending.append(pool.submit(self._array, name, box, hashed))
+                    if len(pending) > threads + 2:
                         yield pending.pop(0).result()
                 while pending:
                     yield pending.pop(0).result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _hashed(self, name: str) -> "tuple[str, np.ndarray, str]":
-        """A tensor, hashed while its bytes are in the processor's cache, where JAX can take it over without a copy."""
+    def _array(self, name: str, box: Box, hashed: bool) -> "tuple[np.ndarray, str | None]":
+        """Hashed while its bytes are in the processor's cache, where JAX can take it over without a copy.
+
+        Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
+        """
         import numpy as np
 
         entry, sha = self.entries[name], hashlib.sha256()
-        store = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
+        shape = tuple(last - first for first, last in box)
+        store = np.empty(math.prod(shape) * SIZES[entry.dtype] + ALIGNMENT, np.uint8)
         start = -store.ctypes.data % ALIGNMENT
-        data = store[start : start + entry.nbytes]
-        view, done = data.data, 0
-        while done < entry.nbytes:
-            count = os.preadv(self.descriptor, [view[done : done + PIECE]], entry.offset + done)
-            if count == 0:
-                raise FormatError(_SHORTER.format(name=name))
-            sha.update(view[done : done + count])
-            done += count
-        return name, data.view(CODES[entry.dtype].numpy).reshape(entry.shape), sha.hexdigest()
+        data = store[start : start + len(store) - ALIGNMENT]
+        rest = data.data
+        for offset, length in _runs(entry, box):
+            end = offset + length
+            while offset < end:
+                count = self.source.read_into(rest[: min(self.source.piece, end - offset)], offset)
+                if count == 0:
+                    raise FormatError(_SHORTER.format(name=name))
+                if hashed:
+                    sha.update(rest[:count])
+                rest, offset = rest[count:], offset + count
+        return data.view(CODES[entry.dtype].numpy).reshape(shape), sha.hexdigest() if hashed else None
 
     def close(self):
-        os.close(self.descriptor)
+        if isinstance(self.source, LocalFile):  # else there are the libraries' connections alone
+            self.source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -133,8 +162,10 @@ OTHERS = {
 }
 
 
-def _header(descriptor: int, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
-    start = os.pread(descriptor, 8, 0)
+def _header(source: LocalFile | RemoteFile) -> tuple[dict[str, str], dict[str, Entry]]:
+    size = source.size
+    beginning = _read(source, 0, min(size, START))
+    start = beginning[:8]
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= size - 8:
         what = next((what for magic, what in OTHERS.items() if start.startswith(magic)), "")
@@ -142,7 +173,8 @@ def _header(descriptor: int, size: int) -> tuple[dict[str, str], dict[str, Entry
         raise FormatError(f"is no safetensors file{why}")
     if length > MOST_HEADER:
         raise FormatError(f"has a header of {length:,} bytes; {MOST_HEADER:,} are read at most")
-    text = os.pread(descriptor, length, 8)
+    text = beginning[8 : 8 + length]
+    text += _read(source, 8 + len(text), length - len(text))
     if len(text) < length or text[:1] != b"{":
         raise FormatError("is no safetensors file (its header is no JSON object)")
     try:
@@ -164,6 +196,29 @@ def _header(descriptor: int, size: int) -> tuple[dict[str, str], dict[str, Entry
     if end != size:
         raise FormatError(f"is no safetensors file (its header speaks of {end:,} bytes, and it has {size:,})")
     return metadata, entries
+
+
+def _read(source: LocalFile | RemoteFile, offset: int, count: int) -> bytes:
+    """As many of `count` bytes as there are."""
+    data, done = bytearray(count), 0
+    while done < count and (more := source.read_into(memoryview(data)[done:], offset + done)):
+        done += more
+    return bytes(data[:done])
+
+
+def _runs(entry: Entry, box: Box) -> Iterator[tuple[int, int]]:
+    """(first byte in the file, number of bytes) of all that a part is, in the order of its own bytes."""
+    steps = [math.prod(entry.shape[axis + 1 :]) * SIZES[entry.dtype] for axis in range(len(box))]  # bytes
+    inner = len(box)  # what is after the last axis that is cut is in one piece
+    while inner and box[inner - 1] == (0, entry.shape[inner - 1]):
+        inner -= 1
+    if inner == 0:
+        yield entry.offset, entry.nbytes
+        return
+    *outer, (first, last) = box[:inner]
+    step = steps[inner - 1]
+    for index in itertools.product(*(range(*ends) for ends in outer)):
+        yield entry.offset + sum(map(operator.mul, index, steps)) + first * step, (last - first) * step
 
 
 def _entry(name: str, value: Any, start: int) -> Entry:

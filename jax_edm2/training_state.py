@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def load_training_state(path: str | os.PathLike, *, sharding: Any = None, check:
     sharding: as for `load`; a tree has the state's parts above the network's: {"net": ..., "mu": ..., ...}.
     Raises: CheckpointError if it is missing, broken, altered or no training state; ValueError as `load`.
     """
-    with opened(Path(path)) as stored:
+    with opened(path) as stored:
         record = stored.record
         if record.training is None:
             raise CheckpointError(f"{path}: is a network's checkpoint, not a training state: jax_edm2.load reads it")
@@ -54,8 +53,9 @@ def load_training_state(path: str | os.PathLike, *, sharding: Any = None, check:
             check_digest(path, record)
         if problems := check_state(record, stored.shapes):
             raise CheckpointError(f"{path}: does not hold the training state of its record: " + listing(problems))
-        digest = Digest() if check else None
-        tree = unflatten_dict(stored.variables(None, placement(sharding, stored.shapes), digest), sep="/")
+        where = placement(sharding, stored.shapes)
+        digest = Digest() if check and not stored.in_parts(where) else None
+        tree = unflatten_dict(stored.variables(None, where, digest), sep="/")
         if digest is not None:
             digest.check(path, record)
     averages = {std: tree[average_part(std)] for std in record.training.stds}

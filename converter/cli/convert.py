@@ -15,10 +15,11 @@ from .. import presets
 from ..conversion import ConversionRequest, Converted, StoredTensor, fetch_and_convert
 from ..convert import DTYPES, FORMATS
 from ..progress import Advance
+from ..publish import convert_and_publish
 from ..sources import Fetching
 from .cache import cache
 from .files import check, inspect
-from .options import SETTINGS, source_options, state_options
+from .options import SETTINGS, FileOrStored, source_options, state_options
 from .run import HINT, NOTE, run, say
 from .subcommands import SourceOrCommand
 
@@ -34,6 +35,8 @@ Examples:
   edm2-convert golden/digits.pkl --dry-run
   edm2-convert digits.safetensors -o back.pkl
   edm2-convert training-state-0134217.pt --weights ema-0.100
+  edm2-convert golden/digits.pkl -o s3://bucket/digits.safetensors
+  edm2-convert golden/digits.pkl --push-to hf://me/digits --accept-license
 
 \b
 What a file is, and whether it is sound (snapshots, checkpoints, truths):
@@ -56,8 +59,9 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Checkpoint to write, or a folder for it.  [default: SOURCE's name, here]",
+    type=FileOrStored(path_type=Path),
+    help="Checkpoint to write, or a folder for it, or its URL in a store (s3://bucket/name).  [default: SOURCE's name, "
+    "here]",
 )
 @click.option(
     "--format",
@@ -80,6 +84,22 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
     show_default=True,
     help="Of the stored tensors; 'keep' copies them bit for bit.",
 )
+@click.option(
+    "--push-to",
+    metavar="hf://OWNER/REPO",
+    help="Put the checkpoint, its record and a model card into this repository of the Hugging Face hub.",
+)
+@click.option(
+    "--accept-license",
+    is_flag=True,
+    help="For --push-to: I publish these weights under CC BY-NC-SA 4.0, as NVIDIA's are licensed.",
+)
+@click.option(
+    "--verified",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.JSON",
+    help="For --push-to: what edm2-verify --report has found, for the model card.",
+)
 @click.option("--list-presets", is_flag=True, help="Print all presets and published networks.")
 @click.option("--dry-run", is_flag=True, help="Print the tree, sizes and metadata; write no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -87,7 +107,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.version_option(__version__)
 def edm2_convert(
     sources, output, format_, like, weights, config_from, dtype, preset, sha256, cache_dir, offline, timeout,
-    list_presets, dry_run, force, json_,
+    push_to, accept_license, verified, list_presets, dry_run, force, json_,
 ):  # fmt: skip
     """Turn NVlabs EDM2 snapshots (SOURCE: .pkl files or URLs; or a --preset) into checkpoints for JAX, and back.
 
@@ -101,21 +121,33 @@ def edm2_convert(
     fetching = Fetching(sha256, cache_dir, offline, timeout)
     if len(sources) > 1 and sha256 is not None:
         raise click.UsageError("--sha256 is for one file")
-    if len(sources) > 1 and output is not None and not output.is_dir():
+    if len(sources) > 1 and output is not None and not (str(output).endswith("/") or output.is_dir()):
         raise click.UsageError(f"{output} is no folder: {len(sources)} checkpoints do not go into one")
+    if push_to is None and (accept_license or verified is not None):
+        raise click.UsageError("--accept-license and --verified are for --push-to")
+    if push_to is not None and len(sources) > 1:
+        raise click.UsageError("--push-to is for one network, and perhaps its guide")
     found = []
     for source in sources or (None,):
         request = ConversionRequest(
             source, preset, output, format=format_, dtype=dtype, weights=weights, config_from=config_from, like=like,
             dry_run=dry_run, force=force, fetching=fetching,
         )  # fmt: skip
-        conversion = fetch_and_convert(request, warn=_warn, progress=_progress_bar)
-        found.append(conversion.to_json())
+        commit = None
+        if push_to is None:
+            conversion = fetch_and_convert(request, warn=_warn, progress=_progress_bar)
+        else:
+            conversion, commit = convert_and_publish(
+                request, push_to, accept_license=accept_license, verified=verified, warn=_warn, progress=_progress_bar
+            )
+        found.append(conversion.to_json() | ({} if commit is None else {"commit": commit}))
         if json_:
             continue
         if conversion.guide is not None:
             _show(conversion.guide)
         _show(conversion.network)
+        if commit is not None:
+            say(f"{push_to}: committed as {commit}")
         if conversion.network.output is not None and conversion.network.metadata.get("training") is None:
             chosen = f"--weights {weights} " if weights else ""
             _hint(f"{chosen}{source}" if source else f"--preset {preset}", conversion.network.output)
@@ -127,7 +159,7 @@ for command in (cache, check, inspect):
     edm2_convert.add_command(command)
 
 
-def _hint(source: str, output: Path):
+def _hint(source: str, output: Path | str):
     """What comes next, for a person."""
     if sys.stderr is not None and sys.stderr.isatty():
         say(f"now: edm2-verify {source} --checkpoint {output}", err=True, style=HINT)

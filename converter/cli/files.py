@@ -7,10 +7,10 @@ import click
 from jax_edm2.messages import listing
 from jax_edm2.strict_json import dumps
 
-from .options import SETTINGS
+from .options import SETTINGS, BroughtFile
 from .run import BAD, GOOD, say
 
-_file = click.argument("file", type=click.Path(path_type=Path, exists=True))
+_file = click.argument("file", type=BroughtFile(path_type=Path, exists=True))
 _json = click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from jax_edm2.remote import is_stored
+
 from .. import presets
 from ..downloads.watchdog import PERIOD, SPEED, TIMEOUT
+from ..sources import Fetching
 
 SETTINGS: dict[str, Any] = {  # of every click command
     "help_option_names": ["-h", "--help"],
@@ -38,6 +41,22 @@ class Device(click.Choice):
 
     def convert(self, value, param, ctx):
         return super().convert("gpu" if value in ("cuda", "rocm") else value, param, ctx)
+
+
+class FileOrStored(click.Path):
+    """A path, or a text: a URL of a store."""
+
+    name = "path"
+
+    def convert(self, value, param, ctx):
+        return value if is_stored(value) else super().convert(value, param, ctx)
+
+
+class BroughtFile(FileOrStored):
+    """A path: for a URL of a store, that of its file in the user's cache, fetched if need be."""
+
+    def convert(self, value, param, ctx):
+        return Fetching().fetch_stored(value) if is_stored(value) else super().convert(value, param, ctx)
 
 
 def device_option(text: str) -> Callable:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from jax_edm2 import __version__
+from jax_edm2.remote import is_remote
 from jax_edm2.strict_json import dumps
 
 from .. import inference, presets
@@ -37,7 +38,7 @@ from ..verify.run import verify
 from ..verify.source import Source
 from ..weights import Weights
 from .lists import Names, Numbers
-from .options import SETTINGS, device_option, source_options, state_options
+from .options import SETTINGS, FileOrStored, device_option, source_options, state_options
 from .run import NOTE, run, say
 from .seeds import Seeds
 from .verify_others import compile_for_target, hold_to_goldens, start_jax
@@ -85,7 +86,7 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
 @click.argument("snapshot", required=False)
 @source_options
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="What JAX loads.  [default: converts SNAPSHOT in memory]"
+    "--checkpoint", type=FileOrStored(path_type=Path), help="What JAX loads.  [default: converts SNAPSHOT in memory]"
 )
 @click.option(
     "--candidate",
@@ -228,6 +229,8 @@ def edm2_verify(
     location = locate(snapshot, preset)[0] if snapshot or preset else None
     check_usage(context, location, checks)
     path = fetching.bring(location) if location else None  # when everything else is known to be right
+    if is_remote(checkpoint):
+        checkpoint = fetching.fetch_stored(checkpoint)
     files = [file for file in (path, checkpoint) if file is not None and file.exists()]
     if (weights or config_from) and not any(map(is_training_state, files)):
         raise click.UsageError("--weights and --config-from are for training states, and there is none")

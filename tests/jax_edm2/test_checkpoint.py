@@ -51,6 +51,22 @@ def test_formats_have_the_same_record(digits_pkl, digits_checkpoint, tmp_path):
         assert convert(snapshot, tmp_path / "digits", format="orbax") == jax_edm2.read_record(digits_checkpoint)
 
 
+def test_orbax_opens_our_safetensors(digits_checkpoint, digits):
+    """By its own layout for them, of a name for each tensor."""
+    try:
+        import orbax.checkpoint.v1 as ocp
+    except ImportError:  # where it is, up to orbax 0.12
+        import orbax.checkpoint.experimental.v1 as ocp
+
+    with ocp.Context(checkpoint_layout=ocp.options.CheckpointLayout.SAFETENSORS):
+        found = ocp.load(digits_checkpoint)
+    expected = leaves(digits[1])
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        assert found[path].dtype == value.dtype
+        np.testing.assert_array_equal(found[path], value)
+
+
 def test_dtype_and_compute_dtype(stored):
     net, variables = jax_edm2.load(stored, dtype=jnp.float32, compute_dtype=jnp.bfloat16)
     assert net.dtype == jnp.bfloat16

@@ -22,7 +22,8 @@ from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "converting", "verifying", "goldens", "sampling", "training", "datasets", "library", "speed", "internals",
+    "converting", "verifying", "goldens", "sampling", "training", "datasets", "metrics", "library", "ecosystem",
+    "stores", "speed", "pods", "internals",
 ))]  # fmt: skip
 TEXT = "\n".join(page.read_text() for page in PAGES)
 MODULES = {

@@ -1,5 +1,10 @@
-"""The drop-in for jax-edm2's PrecondUNet."""
+"""The drop-ins for jax-edm2's classes and functions. `make nmboffi` holds them to that project's own."""
 
+import dataclasses
+import pickle
+from functools import partial
+
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +13,7 @@ from flax.core import freeze
 from flax.traverse_util import flatten_dict
 
 import jax_edm2
+from jax_edm2.bridges import nmboffi
 from jax_edm2.bridges.nmboffi import PrecondUNet
 from jax_edm2.config import EDM2Config
 from jax_edm2.network import Precond
@@ -105,3 +111,86 @@ def test_it_holds_a_converted_network(taps):
     raw = (denoised - sigma_data**2 / total * x) * jnp.sqrt(total) / (s * sigma_data)
     ours = jax.jit(model.apply)(variables, jnp.log(sigma) / 4, x * sigma_data / jnp.sqrt(total), labels)
     assert relative_error(ours, sigma_data * raw) < 2.7e-6  # measured: 9e-7
+
+
+def test_the_unet_alone_is_the_one_within():
+    for fourier in (False, True):
+        unet, outer = jax_edm2.EDM2UNet(8, 2, 4, use_fourier=fourier, **KWARGS), flow_map(use_fourier=fourier)
+        assert hash(unet) == hash(jax_edm2.EDM2UNet(8, 2, 4, use_fourier=fourier, **KWARGS))
+        assert unet.config == outer.config
+        variables = random_variables(outer, TS, XS, LABELS)
+        inner = {kind: tree["unet"] for kind, tree in variables.items()}
+        made = jax.eval_shape(unet.init, jax.random.key(0), XS, TS, LABELS)
+        assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, inner)
+        assert jax.eval_shape(unet.apply, inner, XS.astype(jnp.bfloat16), TS, None).dtype == jnp.bfloat16
+    output = jax.jit(unet.apply)(inner, XS / 0.5, TS.reshape(3, 1, 1, 1), LABELS)
+    assert relative_error(0.5 * output, jax.jit(outer.apply)(variables, TS, XS, LABELS)) < 1e-6
+
+
+def test_replicated_variables_are_projected_on_every_device():
+    rng = np.random.default_rng(0)
+    weight, freqs, gain = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 3, 3, 3), 6, ()))
+    variables = {"params": {"conv": {"mpconv_weight": weight}, "gain": gain}, "constants": {"freqs": freqs}}
+    replicated = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), variables)  # two devices: see conftest.py
+    projected = jax_edm2.pmap_project_to_sphere(replicated)
+    wanted = jax_edm2.project_to_sphere(variables)
+    for leaf, one in zip(*map(jax.tree.leaves, (projected, wanted)), strict=True):
+        assert len(leaf.devices()) == 2
+        np.testing.assert_allclose(leaf, np.stack([one, one]), rtol=3e-7)
+    np.testing.assert_array_equal(projected["constants"]["freqs"], replicated["constants"]["freqs"])
+    with pytest.raises(ValueError, match="3"):
+        jax_edm2.pmap_project_to_sphere(jax.tree.map(lambda leaf: np.stack([leaf] * 3), variables))
+
+
+def test_a_converted_network_there_and_back(digits_checkpoint, tmp_path):
+    net, variables = jax_edm2.load(digits_checkpoint)
+    arguments = nmboffi.arguments(net)
+    assert arguments["unet_kwargs"]["use_fourier"]
+    assert arguments["unet_kwargs"]["block_kwargs"]["channels_per_head"] == 32
+    model = PrecondUNet(**arguments)
+    example = jnp.ones(1), jnp.ones((1, 1, 8, 8)), jnp.eye(10)[:1]
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0), *example))
+    assert shapes == jax.tree.map(jnp.shape, variables)
+
+    back, tree = nmboffi.to_precond(model, freeze(variables))
+    assert back == Precond(dataclasses.replace(net.config, use_fp16=True))
+    written = jax_edm2.save(tmp_path / "back.safetensors", back, tree)
+    assert written.digest == jax_edm2.read_record(digits_checkpoint).digest
+
+
+def test_positional_features_become_constants(tmp_path):
+    model = flow_map(channel_mult=[1], attn_resolutions=[])
+    variables = random_variables(model, TS, XS, LABELS)
+    unpickled = pickle.loads(pickle.dumps(variables))
+    restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(variables))
+    first, second = (
+        jax_edm2.save(tmp_path / f"{i}.safetensors", *nmboffi.to_precond(model, stored))
+        for i, stored in enumerate((unpickled, restored))
+    )
+    assert first.digest == second.digest
+    net, loaded = jax_edm2.load(tmp_path / "0.safetensors")
+
+    @partial(jax.jit, static_argnums=0)
+    def embedding_and_logvar(model, variables):
+        ts = jnp.array([0.1, 50.0, 900.0])
+        return model.apply(variables, method=lambda self: (self.unet.net.embed(ts, LABELS), self.calc_weight(ts)))
+
+    wanted = embedding_and_logvar(model, variables)
+    found = embedding_and_logvar(PrecondUNet(**nmboffi.arguments(net)), loaded)
+    assert relative_error(found[0], wanted[0]) < 3e-6  # measured: 7e-7
+    assert relative_error(found[1], wanted[1]) < 3e-6  # measured: 1.1e-6
+
+
+def test_what_jax_edm2_has_not():
+    config = EDM2Config(8, 2, 4, **KWARGS)
+    assert nmboffi.arguments(Precond(config, jnp.bfloat16))["use_bfloat16"]
+    for net, why in (
+        (Precond(config, jnp.float16), "one that computes in float16"),
+        (Precond(config, folded="direct"), "a folded network"),
+    ):
+        with pytest.raises(ValueError, match=f"unfolded networks in float32 and bfloat16, not {why}"):
+            nmboffi.arguments(net)
+    variables = random_variables(flow_map(), TS, XS, LABELS)
+    del variables["params"]["logvar_linear"]  # what init makes there without calc_weight=True
+    with pytest.raises(jax_edm2.CheckpointError, match="params/logvar_linear/mpconv_weight"):
+        jax_edm2.save("never.safetensors", *nmboffi.to_precond(flow_map(), variables))
