@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.surveys.notebooks import FOLDER, NAMES, ROOT
+from tests.surveys.notebooks import FOLDER, NAMES, ROOT, apart
 
 MOST_BYTES = 600_000  # of all together
 
@@ -36,3 +36,17 @@ def test_every_cell_shows_something(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_notebook_needs_torch(name):
     assert not any("torch" in "".join(cell["source"]) for cell in cells(name))
+
+
+@pytest.mark.parametrize(
+    ("stored", "found", "differs"),
+    [
+        ("loss 0.40 in 3.2 s", "loss 0.41 in 4.5 s", False),
+        ("loss 0.40", "loss 0.50", True),
+        ("least as 3", "least as 5", True),
+        ("True", "False", True),
+        ("", "a warning", True),
+    ],
+)
+def test_what_is_another_text(stored, found, differs):
+    assert apart(stored, found) == differs
