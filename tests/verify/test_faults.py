@@ -20,7 +20,7 @@ def test_no_fault(laboratory):
     assert outcome.verdict == "agrees", outcome.reasons
     assert outcome.guilty == []
     assert outcome.exit_code == 0
-    assert all(outcome.measurements.values())
+    assert all(found for check, found in outcome.measurements.items() if check in ALL)
 
 
 @pytest.mark.parametrize("fault", [*FAULTS[: -len(TRAINING)][::12], TRAINING[7]], ids=lambda fault: fault.name)
