@@ -1,8 +1,8 @@
 """`make first-minutes`: a person's first ten minutes, on the wheel, in a folder of their own, as they would go.
 
 A fresh environment gets the wheel and no torch; the folder has traps in it: files with the names of our parts. Convert,
-look, sample, load, fine-tune 20 steps, save, sample again, pack pictures, and the goldens; then
-torch, and the proof.
+look, sample, load, fine-tune 20 steps, save, sample again, pack pictures, and the goldens; then what edm2-train takes,
+a short training and another EMA length of it; then torch, and the proof.
 
 python tests/surveys/first_minutes.py [FOLDER]: needs nothing but Python; the environment is made in FOLDER.
 """
@@ -104,6 +104,14 @@ def main(folder: Path):
     command("edm2-dataset", "convert", "--source=out", "--dest=out.zip", "--resolution=8x8", "--transform=center-crop")
     command("edm2-metrics", "--help")  # its detectors would have to be fetched
     assert "AGREES" in command("edm2-verify", "--golden", "--device", "cpu")
+    run(python, *PIP, "install", "-c", ROOT / "constraints.txt", f"{wheel}[training]")
+    data = f"--data={ROOT / 'golden' / 'digits-five.zip'}"
+    command(
+        "edm2-train", "--outdir=runs/0", data, "--init=digits.safetensors", "--batch=128", "--lr=0.002", "--rampup=0",
+        "--duration=2Ki", "--status=1Ki", "--snapshot=1Ki", "--checkpoint=2Ki",
+    )  # fmt: skip
+    command("edm2-phema", "--indir=runs/0", "--outdir=phema", "--outstd=0.080")
+    run(python, "-c", NO_TORCH)
     run(python, *PIP, "install", "-c", ROOT / "constraints.txt", f"{wheel}[verify]")
     said = command("edm2-verify", snapshot, "--checkpoint", "digits.safetensors", "--device", "cpu", "--steps", 8)
     assert "AGREES: JAX computes what PyTorch computes." in said, said
