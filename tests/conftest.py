@@ -24,11 +24,14 @@ install_import_hook(MODULES, "tests.support.shapes.checked")  # before anybody i
 
 import jax_edm2
 import tests.support.vision  # noqa: F401  before anybody imports torchvision
+from jax_edm2 import remote
 from jax_edm2.converter.convert import convert
 from jax_edm2.converter.downloads import download
 from jax_edm2.converter.downloads.cache import Cache
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
+from tests.support.hub import Hub, pointed_at
+from tests.support.s3 import S3
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile(
@@ -103,3 +106,34 @@ def data(digits_pkl):
 @pytest.fixture
 def cache(tmp_path):
     return Cache(tmp_path / "downloads")
+
+
+# Stores
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    with S3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server, impatient, monkeypatch):
+    """An S3 server with all that it has been given, which behaves, and whose requests are counted anew."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "WAIT", 0.001)
+    s3_server.answer = lambda environ, number: None
+    s3_server.refuse = lambda environ, number: False
+    s3_server.requests.clear()
+    s3_server.gets = 0
+    return s3_server
+
+
+@pytest.fixture
+def hub(impatient, monkeypatch):
+    """A hub of its own, to which nobody is logged in."""
+    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with Hub() as server, pointed_at(server, monkeypatch):
+        yield server

@@ -7,13 +7,12 @@ import pytest
 import yaml
 
 import jax_edm2
-from jax_edm2 import remote
 from jax_edm2.converter.conversion import ConversionRequest
 from jax_edm2.converter.errors import UsageError
 from jax_edm2.converter.publish import PublishError, Verified, card, convert_and_publish, publish, read_report
 from jax_edm2.record import Source
 from tests.support.command_line import Tool
-from tests.support.stores import Hub, pointed_at
+from tests.support.hub import Hub
 
 URL, REPO = "hf://somebody/digits", "somebody/digits"
 CONVERT = Tool("edm2-convert", [])
@@ -29,11 +28,10 @@ SUMMARY = {
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+def hub(hub, monkeypatch):
+    """It knows who we are."""
     monkeypatch.setenv("HF_TOKEN", Hub.TOKEN)
-    with Hub() as server, pointed_at(server, monkeypatch):
-        yield server
+    return hub
 
 
 def header_and_text(card):

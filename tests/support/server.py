@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 class Server:
@@ -21,8 +22,7 @@ class Server:
         self.requests: list = []
         self.sent = 0
         self._lock = threading.Lock()
-        self._http = _HTTPServer(("127.0.0.1", 0), _Handler)
-        self._http.owner = self
+        self._http = QuietServer(_Handler, self)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     def __enter__(self):
@@ -46,24 +46,31 @@ class Server:
             self.sent += number
 
 
-class _HTTPServer(http.server.ThreadingHTTPServer):
+class QuietServer(http.server.ThreadingHTTPServer):
+    """A server on a free port. owner: what its handlers ask."""
+
     daemon_threads = True
-    owner: Server
+
+    def __init__(self, handler: "type[QuietHandler]", owner: Any):
+        super().__init__(("127.0.0.1", 0), handler)
+        self.owner = owner
 
     def handle_error(self, request, client_address):  # clients that go away are what the tests are about
         pass
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class QuietHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _HTTPServer
-
-    def do_GET(self):
-        owner = self.server.owner
-        owner.answer(self, owner.note(self.headers))
+    server: QuietServer
 
     def log_message(self, *_):
         pass
+
+
+class _Handler(QuietHandler):
+    def do_GET(self):
+        owner = self.server.owner
+        owner.answer(self, owner.note(self.headers))
 
 
 def serve(

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from jax_edm2.converter.processes import ROOT
-from tests.support.stores import Hub
+from tests.support.hub import Hub
 
 REPO, NAME = "somebody/network", "network.safetensors"
 MOST = 1.05  # of its share

@@ -5,40 +5,22 @@ import dataclasses
 import pytest
 
 import jax_edm2
-from jax_edm2 import CheckpointError, remote
+from jax_edm2 import CheckpointError
 from jax_edm2.converter.downloads.cache import CacheError
 from jax_edm2.converter.downloads.download import DownloadError
 from jax_edm2.converter.drawing_request import DrawRequest, resolve
 from jax_edm2.converter.sources import Fetching, Location
 from jax_edm2.record import Sampler
 from tests.support.command_line import Tool
-from tests.support.stores import S3, Hub, pointed_at, serve_range
+from tests.support.hub import serve_range
 
 REPO = "somebody/digits"
 CONVERT, VERIFY = Tool("edm2-convert", []), Tool("edm2-verify", [])
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    with S3() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(s3_server, monkeypatch, tmp_path):
-    for name, value in {**s3_server.environment, "DNNLIB_CACHE_DIR": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "WAIT", 0.001)
-    s3_server.requests.clear()
-    s3_server.answer = lambda environ, number: None
-    return s3_server
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(remote, "WAIT", 0.001)
-    with Hub() as server, pointed_at(server, monkeypatch):
-        yield server
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
 
 
 def bring(url, tmp_path, **arguments):

@@ -1,107 +1,15 @@
-"""Stores on loopback: moto's S3 server, and a stand-in of the hub's HTTP API. Both misbehave on request."""
+"""A stand-in of the Hugging Face hub's HTTP API on loopback, which misbehaves on request."""
 
 import base64
 import contextlib
 import hashlib
-import http.server
 import json
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
-from tests.support.server import hang_up
-
-BUCKET = "bucket"
-KEYS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "s3cret-key", "AWS_REGION": "us-east-1"}
-
-
-class S3:
-    """moto's server. `answer(environ, number)` may answer GET number in another way: with an HTTP message, in bytes,
-    after which the connection ends. What it returns None for is moto's.
-
-    `refuse(environ, number)` is asked of every other request: those that it says are answered with 403.
-    requests: (method, path, range) of all requests. sent: how many bytes of objects GETs have asked for.
-    """
-
-    def __init__(self):
-        from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import WSGIRequestHandler, make_server
-
-        class Quiet(WSGIRequestHandler):
-            def log(self, *_):
-                pass
-
-        self.answer: Callable = lambda environ, number: None
-        self.refuse: Callable = lambda environ, number: False
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.gets = 0
-        self._lock = threading.Lock()
-        self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._app, threaded=True, request_handler=Quiet)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_port}"}
-
-    @property
-    def sent(self) -> int:
-        ranges = (
-            re.fullmatch(r"bytes=(\d+)-(\d+)", each or "") for method, _, each in self.requests if method == "GET"
-        )
-        return sum(int(found[2]) - int(found[1]) + 1 for found in ranges if found)
-
-    def _app(self, environ, start):
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        with self._lock:
-            self.requests.append((method, path, environ.get("HTTP_RANGE")))
-            number = self.gets
-            self.gets += method == "GET"
-        message = self.answer(environ, number) if method == "GET" else None
-        if method != "GET" and self.refuse(environ, number):
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start("403 Forbidden", [("Content-Length", "0")])
-            return []
-        if message is None:
-            return self._moto(environ, start)
-        connection = environ["werkzeug.socket"]
-        with contextlib.suppress(OSError):
-            connection.sendall(message)
-            connection.shutdown(socket.SHUT_RDWR)
-        raise ConnectionAbortedError
-
-    def put(self, key: str, data: bytes, *, public: bool = False) -> str:
-        """Its URL."""
-        self._client().put_object(Bucket=BUCKET, Key=key, Body=data, ACL="public-read" if public else "private")
-        return f"s3://{BUCKET}/{key}"
-
-    def get(self, key: str) -> bytes:
-        return self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-    def keys(self) -> list[str]:
-        return [each["Key"] for each in self._client().list_objects_v2(Bucket=BUCKET).get("Contents", [])]
-
-    def delete(self, key: str):
-        self._client().delete_object(Bucket=BUCKET, Key=key)
-
-    def _client(self):
-        import boto3
-
-        return boto3.client(
-            "s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], region_name=KEYS["AWS_REGION"],
-            aws_access_key_id="owner", aws_secret_access_key="s3cret",
-        )  # fmt: skip
-
-    def __enter__(self):
-        self._thread.start()
-        self._client().create_bucket(Bucket=BUCKET)
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
+from tests.support.server import QuietHandler, QuietServer, hang_up
 
 
 class Hub:
@@ -120,8 +28,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.gets = 0
         self.large: dict[str, bytes] = {}
-        self._http = _HTTPServer(("127.0.0.1", 0), _Handler)
-        self._http.hub = self
+        self._http = QuietServer(_Handler, self)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property
@@ -154,21 +61,7 @@ class Hub:
         self._http.server_close()
 
 
-class _HTTPServer(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    hub: Hub
-
-    def handle_error(self, request, client_address):  # clients that go away are what the tests are about
-        pass
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _HTTPServer
-
-    def log_message(self, *_):
-        pass
-
+class _Handler(QuietHandler):
     def reply(self, status: int, body: bytes = b"", **headers):
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -194,13 +87,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(/revision/main)?", self.path.partition("?")[0]):
             return (
                 self.json({"id": match[1], "sha": "0" * 40})
-                if match[1] in self.server.hub.commits
+                if match[1] in self.server.owner.commits
                 else self.fail(404, "RepoNotFound")
             )
         return self.file()
 
     def file(self):
-        hub = self.server.hub
+        hub = self.server.owner
         hub.requests.append((self.command, self.path))
         repo, revision, name = map(
             unquote, re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.*)", self.path).groups()
@@ -225,11 +118,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_PUT(self):
-        self.server.hub.large[self.path.rpartition("/")[2]] = self.body()
+        self.server.owner.large[self.path.rpartition("/")[2]] = self.body()
         self.reply(200)
 
     def do_POST(self):
-        hub, body = self.server.hub, self.body()
+        hub, body = self.server.owner, self.body()
         path = self.path.partition("?")[0]
         hub.requests.append(("POST", path))
         if not self.known:
