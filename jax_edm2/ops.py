@@ -132,6 +132,12 @@ def _shifted(x: Floats, by: int, axis: int) -> Floats:
     return lax.slice_in_dim(jnp.pad(x, padding), max(by, 0), max(by, 0) + size, axis=axis)
 
 
+def over(x: Any, value: Any) -> Any:
+    """A value for all of x [N, ...], or one for each [N], in x's dtype and so that it multiplies x."""
+    value = jnp.asarray(value, x.dtype)
+    return value.reshape(*value.shape, *(1,) * (x.ndim - value.ndim)) if value.ndim else value
+
+
 def mp_silu(x: Values) -> Values:
     """Magnitude-preserving SiLU (Eq. 81)."""
     return (jax.nn.silu(x.astype(wide(x.dtype))) / 0.596).astype(x.dtype)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jax_edm2.ops import over
 from jax_edm2.shapes import Images, Sigma
 
 Scale = Callable[[Any], Any]
@@ -25,7 +26,7 @@ class Prediction(NamedTuple):
 
     def denoised(self, prediction: Images, x: Images, sigma: Sigma | float) -> Images:
         """D of a prediction: [N, C, H, W], as both. sigma > 0: a noise level, or [N] of them."""
-        sigma = _over(x, sigma)
+        sigma = over(x, sigma)
         return self.c_skip(sigma) * x + self.c_out(sigma) * prediction
 
     def of(self, denoised: Images, x: Images, sigma: Sigma | float) -> Images:
@@ -33,7 +34,7 @@ class Prediction(NamedTuple):
 
         Where c_out is small, at low noise, what is left of the difference of D and x has fewer digits than either.
         """
-        sigma = _over(x, sigma)
+        sigma = over(x, sigma)
         return (denoised - self.c_skip(sigma) * x) / self.c_out(sigma)
 
 
@@ -47,13 +48,7 @@ def karras(sigma_data: float = 0.5) -> Prediction:
 
 X0 = Prediction(jnp.zeros_like, jnp.ones_like)  # D itself
 EPSILON = Prediction(jnp.ones_like, lambda sigma: -sigma)  # the noise (x - D) / sigma: Eq. 11 of arXiv 2006.11239
-SCORE = Prediction(
-    jnp.ones_like, lambda sigma: sigma**2
-)  # of ln p(x; sigma), (D - x) / sigma^2: Eq. 3 of arXiv 2206.00364
+# Of ln p(x; sigma), (D - x) / sigma^2: Eq. 3 of arXiv 2206.00364
+SCORE = Prediction(jnp.ones_like, lambda sigma: sigma**2)
 # alpha epsilon - sigma_t x0 with alpha^2 + sigma_t^2 = 1: Appendix D of arXiv 2202.00512
 V = Prediction(lambda sigma: 1 / (1 + sigma**2), lambda sigma: -sigma / jnp.sqrt(1 + sigma**2))
-
-
-def _over(x: Any, sigma: Any) -> Any:
-    sigma = jnp.asarray(sigma, x.dtype)
-    return sigma.reshape(*sigma.shape, *(1,) * (x.ndim - sigma.ndim))

@@ -53,12 +53,21 @@ def heun_states(
             yield x
 
 
-@torch.no_grad()
 def dpmpp_2m(denoise, noise, sigmas):
     """DPM-Solver++(2M) (Algorithm 2 of arXiv 2211.01095) with alpha = 1: D extrapolated half a step ahead.
 
     In lambda = -ln sigma, x = (sigma_next / sigma) x + (1 - e^-h) D with h the step. The last step, to sigma 0, is D.
     """
+    return _dpmpp(denoise, noise, sigmas, 0, None)
+
+
+def dpmpp_2m_sde(denoise, noise, sigmas, randn_like):
+    """SDE-DPM-Solver++(2M) of that paper: e^-2h in place of e^-h; randn_like(x) gives the unit noise of a step."""
+    return _dpmpp(denoise, noise, sigmas, 1, randn_like)
+
+
+@torch.no_grad()
+def _dpmpp(denoise, noise, sigmas, eta, randn_like):
     x, last, h_last = noise * sigmas[0], None, math.nan
     for sigma, after in itertools.pairwise(sigmas):
         denoised = denoise(x, torch.tensor(sigma))
@@ -66,7 +75,10 @@ def dpmpp_2m(denoise, noise, sigmas):
             return denoised
         h = math.log(sigma / after)
         ahead = denoised if last is None else denoised + h / (2 * h_last) * (denoised - last)
-        x = math.exp(-h) * x + (1 - math.exp(-h)) * ahead
+        decay = math.exp(-(1 + eta) * h)
+        x = decay * x + (1 - decay) * ahead
+        if eta:
+            x = x + after * math.sqrt(1 - math.exp(-2 * eta * h)) * randn_like(x)
         last, h_last = denoised, h
     return x
 
@@ -99,22 +111,6 @@ def ancestral(denoise, noise, sigmas, randn_like):
         x = kept * x + (1 - kept) * denoise(x, torch.tensor(sigma))
         if after > 0:
             x = x + after * math.sqrt(1 - kept) * randn_like(x)
-    return x
-
-
-@torch.no_grad()
-def dpmpp_2m_sde(denoise, noise, sigmas, randn_like):
-    """SDE-DPM-Solver++(2M) (arXiv 2211.01095) with alpha = 1; randn_like(x) gives the unit noise of a step."""
-    x, last, h_last = noise * sigmas[0], None, math.nan
-    for sigma, after in itertools.pairwise(sigmas):
-        denoised = denoise(x, torch.tensor(sigma))
-        if after == 0:
-            return denoised
-        h = math.log(sigma / after)
-        ahead = denoised if last is None else denoised + h / (2 * h_last) * (denoised - last)
-        decay = math.exp(-2 * h)
-        x = decay * x + (1 - decay) * ahead + after * math.sqrt(1 - decay) * randn_like(x)
-        last, h_last = denoised, h
     return x
 
 

@@ -1,1 +1,1 @@
-"""The same network as other projects know it: their classes, arguments and call signatures over our modules."""
+"""Converted networks as other projects know them, a file for each: classes, terms and call signatures of theirs."""

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import lineax
 from jax import lax
 
-from jax_edm2.sampling import Denoise
+from jax_edm2.method import Denoise
+from jax_edm2.settings import Settings
 from jax_edm2.shapes import Floats, Images
 
-LEVELS = 0.002, 80.0  # the noise levels that EDM2 samples between
+LEVELS = Settings.sigma_min, Settings.sigma_max  # what EDM2 samples between
 
 
 def probability_flow(denoise: Denoise) -> diffrax.ODETerm:

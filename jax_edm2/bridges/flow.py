@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_edm2.sampling import Denoise
+from jax_edm2.method import Denoise
+from jax_edm2.ops import over
+from jax_edm2.settings import Settings
 from jax_edm2.shapes import Floats, Images
 
 Velocity = Callable[[jax.Array, Any], jax.Array]
-KNOWN = 0.002, 80.0  # the noise levels that EDM2 samples between
+LEVELS = Settings.sigma_min, Settings.sigma_max  # what EDM2 samples between
 
 
 def interpolate(noise: Images, images: Images, t: Floats | float) -> tuple[Images, Images]:
@@ -26,11 +28,11 @@ def interpolate(noise: Images, images: Images, t: Floats | float) -> tuple[Image
 
     noise: of unit variance. t: from 0, noise, to 1, images; one for all, or [N].
     """
-    t = _column(t, images)
+    t = over(images, t)
     return (1 - t) * noise + t * images, images - noise
 
 
-def velocity(denoise: Denoise, known: tuple[float, float] = KNOWN) -> Velocity:
+def velocity(denoise: Denoise, known: tuple[float, float] = LEVELS) -> Velocity:
     """v(x, t) [N, C, H, W] of a denoiser: the mean of x1 - x0 given x_t = x [N, C, H, W]; t from 0 to 1, one or [N].
 
     denoise: D(x; sigma), as `jax_edm2.denoiser` makes it, guided or not; asked for one noise level where t is one, and
@@ -44,7 +46,7 @@ def velocity(denoise: Denoise, known: tuple[float, float] = KNOWN) -> Velocity:
     def v(x, t):
         t = jnp.asarray(t, x.dtype)
         sigma = jnp.clip((1 - t) / jnp.maximum(t, 1 / (2 + 2 * highest)), lowest, highest)
-        at, t = _column(sigma, x), _column(t, x)
+        at, t = over(x, sigma), over(x, t)
         early = t <= 1 / 2
         scale = jnp.where(early, 1 - t, t)  # whose derivative a maximum would halve at 1 / 2
         noisy = x * jnp.where(early, at, 1) / scale  # x / t, but where sigma is above what is known
@@ -63,12 +65,7 @@ def denoiser(velocity: Velocity) -> Denoise:
 
     def denoise(x, sigma):
         t = 1 / (1 + jnp.asarray(sigma, x.dtype))
-        column = _column(t, x)
+        column = over(x, t)
         return column * x + (1 - column) * velocity(column * x, t)
 
     return denoise
-
-
-def _column(t: Any, x: jax.Array) -> jax.Array:
-    t = jnp.asarray(t, x.dtype)
-    return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t

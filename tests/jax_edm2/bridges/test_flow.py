@@ -7,6 +7,7 @@ import pytest
 
 import jax_edm2
 from jax_edm2.bridges import flow
+from jax_edm2.ops import over
 from tests.support.networks import relative_error
 
 MEAN, STD = 0.3, 0.5
@@ -16,7 +17,7 @@ TIMES = [0.0, 1e-3, 1 / 81, 0.3, 0.5, 0.7, 0.99, 0.9999, 1.0]
 
 def denoise(x, sigma):
     """D of data that are N(MEAN, STD^2)."""
-    sigma = flow._column(sigma, x)
+    sigma = over(x, sigma)
     return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
 
 
