@@ -53,7 +53,8 @@ def load(
 
     path: of a safetensors file or an orbax folder, or the URL of a safetensors file in a store: s3://bucket/name,
     gs://bucket/name or hf://owner/repo@revision/name. Of that, ranges are read, several at once; where `sharding` gives
-    this process parts of tensors, no more than these, and they cannot be held to the digest.
+    this process parts of tensors, no more than its share, and it cannot be held to the digest. Processes may exchange
+    what they read, so all that `sharding` has devices of call this together.
     The variables are a plain tree of the collections `params` and `constants`, whose shapes `expected_tree` gives.
     dtype: of the variables; as stored by default. compute_dtype: of the network's activations; float32 by default.
     sharding: where the variables go, one tensor at a time: a Sharding or Device for all, or a tree of them (FSDP),

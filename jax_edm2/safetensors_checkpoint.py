@@ -11,18 +11,19 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, cast
 
 from jax_edm2.dtypes import DTYPES
 from jax_edm2.files import whole_or_nothing
 from jax_edm2.messages import printable
 from jax_edm2.record import KEY, Record, tensors_digest
-from jax_edm2.safetensors_format import CODES, Box, File, LocalFile
+from jax_edm2.safetensors_format import CODES, File, LocalFile
 from jax_edm2.tensors import CheckpointError, Digest, Hashes, Tensor, refuse_to_lose, stored_dtype
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
+    from jax.sharding import Sharding
 
     from jax_edm2.placement import Placement
 
@@ -53,40 +54,40 @@ class SafetensorsCheckpoint:
 
     def in_parts(self, where: "Placement") -> bool:
         """Are there tensors of which this process has parts alone, so that no more of them is read?"""
-        return any(self._boxes(name, where) != [self._file.whole(name)] for name in self.entries)
+        return any(self._in_parts(sharding) for sharding in where.values())
 
     def variables(self, dtype: Any, where: "Placement", digest: Digest | None) -> "dict[str, jax.Array]":
         """All variables by path, as `dtype` (None: as stored), on the devices of `where`; hashed into `digest`.
 
         A few tensors are on the host at a time. digest: None where `in_parts`. Raises: FormatError, CheckpointError.
         """
-        import jax
+        from jax_edm2.parts import Parts
 
-        wanted = [(name, box) for name in self.entries for box in self._boxes(name, where)]
+        parts = {
+            name: Parts(self.entries[name], sharding) for name, sharding in where.items() if self._in_parts(sharding)
+        }
+        wanted = [
+            (parts[name].entry, box) if name in parts else (entry, entry.whole)
+            for name, entry in self.entries.items()
+            for box in (parts[name].boxes if name in parts else [entry.whole])
+        ]
         arrays = self._file.arrays(wanted, hashed=digest is not None)
         found = {}
         for name in self.entries:
-            parts = {}
-            for box in self._boxes(name, where):
-                array, sha256 = next(arrays)
-                if digest is not None and sha256 is not None:
-                    digest.add(name, str(array.dtype), array.shape, sha256)
-                parts[box] = array if dtype is None else array.astype(dtype)
-            whole = self._file.whole(name)
-            if whole in parts:
-                found[name] = jax.device_put(parts[whole], where[name])
-            else:
-                found[name] = _assembled(parts, self.shapes[name], where[name])
+            if name in parts:
+                found[name] = parts[name].array({box: next(arrays)[0] for box in parts[name].boxes}, dtype)
+                continue
+            array, sha256 = next(arrays)
+            if digest is not None and sha256 is not None:
+                digest.add(name, str(array.dtype), array.shape, sha256)
+            found[name] = _placed(array if dtype is None else array.astype(dtype), where[name])
         return found
 
-    def _boxes(self, name: str, where: "Placement") -> list[Box]:
-        """What this process needs of a tensor. Of a file on this disk that is all of it, which is held to a digest."""
-        sharding = where[name]
-        if sharding is None or sharding.is_fully_addressable or isinstance(self._file.source, LocalFile):
-            return [self._file.whole(name)]
-        shape = self.shapes[name]
-        indices = sharding.addressable_devices_indices_map(shape).values()
-        return sorted({_box(index, shape) for index in indices})
+    def _in_parts(self, sharding: "Sharding | None") -> "TypeGuard[Sharding]":
+        """Of a file on this disk all of every tensor is read, and held to a digest."""
+        if sharding is None or isinstance(self._file.source, LocalFile):
+            return False
+        return not (sharding.is_fully_addressable or sharding.is_fully_replicated)
 
     @property
     def descriptor(self) -> int:
@@ -97,16 +98,13 @@ class SafetensorsCheckpoint:
         self._file.close()
 
 
-def _assembled(parts: "Mapping[Box, np.ndarray]", shape: tuple[int, ...], sharding: Any) -> "jax.Array":
-    """An array of which this process has parts, and other processes the others."""
+def _placed(array: "np.ndarray", sharding: "Sharding | None") -> "jax.Array":
     import jax
 
-    return jax.make_array_from_callback(shape, sharding, lambda index: parts[_box(index, shape)])
-
-
-def _box(index: "tuple[slice, ...] | None", shape: tuple[int, ...]) -> Box:
-    """What slices of a tensor mean."""
-    return tuple(each.indices(length)[:2] for each, length in zip(index or (), shape, strict=True))
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # All processes have read the same: device_put would send it to all, to compare.
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def write_safetensors(

@@ -4,6 +4,7 @@ Read by our own few lines, since a header may come from anybody: it is bounded b
 byte of the file must belong to exactly one tensor. Specification: huggingface.co/docs/safetensors, "Format".
 """
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -47,10 +48,25 @@ class FormatError(ValueError):
 class Entry:
     """A tensor in a file."""
 
+    name: str
     dtype: str  # the format's name: F16
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
     nbytes: int
+
+    @property
+    def whole(self) -> "Box":
+        """All of it."""
+        return tuple((0, length) for length in self.shape)
+
+    @property
+    def flat(self) -> "Entry":
+        """It as a tensor of one axis."""
+        return dataclasses.replace(self, shape=(math.prod(self.shape),))
+
+    def in_one_piece(self, box: "Box") -> bool:
+        """Are the bytes of a part next to each other?"""
+        return len(list(itertools.islice(_runs(self, box), 2))) < 2
 
 
 Box = tuple[tuple[int, int], ...]  # a part of a tensor: of every axis, its first index and the one after its last
@@ -95,15 +111,12 @@ class File:
             self.close()
             raise
 
-    def whole(self, name: str) -> Box:
-        """All of a tensor."""
-        return tuple((0, length) for length in self.entries[name].shape)
-
     def array(self, name: str) -> "np.ndarray":
         """All of a tensor, whose dtype is one of CODES. Raises: as `arrays`."""
-        return self._array(name, self.whole(name), hashed=False)[0]
+        entry = self.entries[name]
+        return self._array(entry, entry.whole, hashed=False)[0]
 
-    def arrays(self, wanted: Iterable[tuple[str, Box]], *, hashed: bool) -> "Iterator[tuple[np.ndarray, str | None]]":
+    def arrays(self, wanted: Iterable[tuple[Entry, Box]], *, hashed: bool) -> "Iterator[tuple[np.ndarray, str | None]]":
         """Of each tensor's part, in order, (array, sha256); threads read a few of them ahead, and no more.
 
         Of these bytes alone are read. Dtypes are those of CODES. Raises: FormatError, OSError, CheckpointError.
@@ -112,8 +125,8 @@ class File:
         with ThreadPoolExecutor(threads) as pool:  # reading and hashing release the GIL
             pending: list[Future] = []
             try:
-                for name, box in wanted:
-                    pending.append(pool.submit(self._array, name, box, hashed))
+                for entry, box in wanted:
+                    pending.append(pool.submit(self._array, entry, box, hashed))
                     if len(pending) > threads + 2:
                         yield pending.pop(0).result()
                 while pending:
@@ -121,14 +134,14 @@ class File:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _array(self, name: str, box: Box, hashed: bool) -> "tuple[np.ndarray, str | None]":
+    def _array(self, entry: Entry, box: Box, hashed: bool) -> "tuple[np.ndarray, str | None]":
         """Hashed while its bytes are in the processor's cache, where JAX can take it over without a copy.
 
         Read, and not mapped: pages that are mapped stay in the process's memory, beside what is made of them.
         """
         import numpy as np
 
-        entry, sha = self.entries[name], hashlib.sha256()
+        sha = hashlib.sha256()
         shape = tuple(last - first for first, last in box)
         store = np.empty(math.prod(shape) * SIZES[entry.dtype] + ALIGNMENT, np.uint8)
         start = -store.ctypes.data % ALIGNMENT
@@ -139,7 +152,7 @@ class File:
             while offset < end:
                 count = self.source.read_into(rest[: min(self.source.piece, end - offset)], offset)
                 if count == 0:
-                    raise FormatError(_SHORTER.format(name=name))
+                    raise FormatError(_SHORTER.format(name=entry.name))
                 if hashed:
                     sha.update(rest[:count])
                 rest, offset = rest[count:], offset + count
@@ -233,7 +246,7 @@ def _entry(name: str, value: Any, start: int) -> Entry:
     nbytes = math.prod(shape) * SIZES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         raise FormatError(f"{what} of shape {brief(shape)} has {offsets[1] - offsets[0]:,} bytes, not {nbytes:,})")
-    return Entry(dtype, tuple(shape), start + offsets[0], nbytes)
+    return Entry(name, dtype, tuple(shape), start + offsets[0], nbytes)
 
 
 def _counts(values: Any) -> bool:

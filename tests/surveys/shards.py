@@ -3,8 +3,8 @@
 python -m tests.surveys.shards [CHECKPOINT] [--processes 4]: so many processes of JAX, each with a device of its own,
 load a network (by default of S size, with random weights), split by the first axis of each tensor that divides, from a
 stand-in of the hub on loopback, which counts what it sends to each. They compare what they get with the file. With
---fsdp tensors are split as `fully_sharded` does, by their longest axes: the same bytes, but of S in 26,000 requests for
-each process.
+--fsdp tensors are split as `fully_sharded` does, by their longest axes: each process reads pieces of as many bytes, and
+they exchange them.
 """
 
 import argparse
@@ -52,6 +52,20 @@ def made(folder: Path) -> Path:
 
 
 def survey(checkpoint: Path, count: int, fsdp: bool) -> int:
+    print(f"{checkpoint.name}: {checkpoint.stat().st_size / 1e6:.1f} MB, {count} processes")
+    print(f"{'process':>7}{'its share, MB':>15}{'read, MB':>10}{'of it':>8}{'requests':>10}{'seconds':>9}")
+    good = True
+    for number, each in enumerate(measured(checkpoint, count, fsdp)):
+        ratio = each["read"] / each["share"]
+        good = good and each["equal"] and ratio <= MOST
+        row = f"{each['share'] / 1e6:>15.1f}{each['read'] / 1e6:>10.1f}{ratio:>8.4f}"
+        print(f"{number:>7}{row}{each['requests']:>10,}{each['seconds']:>9.1f}")
+    print("all values equal, no more than needed" if good else "NOT as it should be")
+    return 0 if good else 1
+
+
+def measured(checkpoint: Path, count: int, fsdp: bool) -> list[dict]:
+    """Of each process: share and read (bytes), requests, seconds, and equal: did it get what is in the file?"""
     sent, requests = collections.Counter(), collections.Counter()
 
     def note(handler, _number):
@@ -81,18 +95,8 @@ def survey(checkpoint: Path, count: int, fsdp: bool) -> int:
             command += ["--fsdp"] * fsdp
             children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
         found = [json.loads(each.communicate()[0].splitlines()[-1]) for each in children]
-    size = checkpoint.stat().st_size
-    print(f"{checkpoint.name}: {size / 1e6:.1f} MB, {count} processes")
-    print(f"{'process':>7}{'its share, MB':>15}{'read, MB':>10}{'of it':>8}{'requests':>10}{'seconds':>9}")
-    good = all(each["equal"] for each in found)
-    for number, each in enumerate(found):
-        read, asked = sent[f"Bearer hf_{number}"], requests[f"Bearer hf_{number}"]
-        ratio = read / each["share"]
-        good = good and ratio <= MOST
-        row = f"{each['share'] / 1e6:>15.1f}{read / 1e6:>10.1f}{ratio:>8.4f}{asked:>10,}{each['seconds']:>9.1f}"
-        print(f"{number:>7}{row}")
-    print("all values equal, no more than needed" if good else "NOT as it should be")
-    return 0 if good else 1
+    who = [f"Bearer hf_{number}" for number in range(count)]
+    return [{**each, "read": sent[name], "requests": requests[name]} for each, name in zip(found, who, strict=True)]
 
 
 def child(checkpoint: Path, number: int, count: int, port: int, *, fsdp: bool) -> int:
@@ -121,12 +125,15 @@ def child(checkpoint: Path, number: int, count: int, port: int, *, fsdp: bool) -
     begun = time.monotonic()
     _, variables = jax_edm2.load(url, sharding=sharding)
     seconds, share, equal = time.monotonic() - begun, 0, True
+    _, of_disk = jax_edm2.load(checkpoint, sharding=sharding)  # each process reads all of it
+    others = flatten_dict(of_disk, sep="/")
     with File(checkpoint) as file:
         for path, leaf in flatten_dict(variables, sep="/").items():
             whole = file.array(path)
-            for shard in leaf.addressable_shards:
+            for shard, other in zip(leaf.addressable_shards, others[path].addressable_shards, strict=True):
                 share += shard.data.nbytes
-                equal = equal and np.asarray(shard.data).tobytes() == whole[shard.index].tobytes()
+                found = {np.asarray(each.data).tobytes() for each in (shard, other)}
+                equal = equal and found == {whole[shard.index].tobytes()}
     print(json.dumps({"share": share, "seconds": seconds, "equal": equal}), flush=True)
     return 0
 
