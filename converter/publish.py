@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_edm2 import __version__, remote
+from jax_edm2 import __version__
 from jax_edm2.checkpoint import read_record
 from jax_edm2.config import expected_tree
 from jax_edm2.record import Record
+from jax_edm2.remote import exists, hub
 from jax_edm2.strict_json import JSONError, loads
 
 from .conversion import Conversion, ConversionRequest, fetch_and_convert
@@ -64,7 +65,7 @@ def convert_and_publish(
     Returns what became of the request, and the commit's URL. Raises: as `fetch_and_convert` and `publish`.
     """
     refuse_unless(accept_license)
-    remote.check_repository(url)
+    hub.check_repository(url)
     if request.dry_run or isinstance(request.output, str) or request.format not in (None, "safetensors"):
         raise UsageError("--push-to is for safetensors checkpoints, which are written on this disk first")
     about = None if verified is None else read_report(verified)
@@ -106,10 +107,10 @@ def publish(
         text = json.dumps(json.loads(record.to_json()), indent=2, sort_keys=True)
         files[f"{Path(name).stem}.json"] = f"{text}\n".encode()
     files[CARD] = card(url, records, verified).encode()
-    remote.make_repository(url)
-    if not overwrite and (there := [name for name in files if remote.exists(f"{url}/{name}")]):
+    hub.make_repository(url)
+    if not overwrite and (there := [name for name in files if exists(f"{url}/{name}")]):
         raise FileExistsError(f"{url}/{there[0]} exists")
-    return remote.commit(url, files, f"{checkpoints[0].name}, by edm2-jax {__version__}")
+    return hub.commit(url, files, f"{checkpoints[0].name}, by edm2-jax {__version__}")
 
 
 def card(url: str, records: dict[str, Record], verified: Verified | None = None) -> str:

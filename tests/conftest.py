@@ -122,7 +122,7 @@ def s3(s3_server, impatient, monkeypatch):
     """An S3 server with all that it has been given, which behaves, and whose requests are counted anew."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(remote.files, "WAIT", 0.001)
     s3_server.answer = lambda environ, number: None
     s3_server.refuse = lambda environ, number: False
     s3_server.requests.clear()
@@ -133,7 +133,7 @@ def s3(s3_server, impatient, monkeypatch):
 @pytest.fixture
 def hub(impatient, monkeypatch):
     """A hub of its own, to which nobody is logged in."""
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(remote.files, "WAIT", 0.001)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with Hub() as server, pointed_at(server, monkeypatch):
         yield server

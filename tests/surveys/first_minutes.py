@@ -1,8 +1,9 @@
 """`make first-minutes`: a person's first ten minutes, on the wheel, in a folder of their own, as they would go.
 
 A fresh environment gets the wheel and no torch; the folder has traps in it: files with the names of our parts. Convert,
-look, sample, load, fine-tune 20 steps, save, sample again, pack pictures, and the goldens; then what edm2-train takes,
-a short training and another EMA length of it; then torch, and the proof.
+look, sample, load, fine-tune 20 steps, save, sample again, pack pictures, FID (by a detector with random weights; the
+published one would have to be fetched), and the goldens; then what edm2-train takes, a short training, another EMA
+length of it and FID by length; then torch, and the proof.
 
 python tests/surveys/first_minutes.py [FOLDER]: needs nothing but Python; the environment is made in FOLDER.
 """
@@ -53,6 +54,18 @@ assert record.source is None and record.fine_tuned_from.name == "digits.pkl", re
 samples = jax_edm2.from_pretrained("mine.safetensors").sample(range(4), classes=[1, 2, 3, 4], num_steps=8)
 samples.to_pil()[0].save("mine.png")
 """
+DETECTOR = """
+import numpy as np
+from safetensors.numpy import save_file
+from jax_edm2.evaluation import inception
+
+rng, tensors = np.random.default_rng(0), {}
+for name, shape in inception.tensors().items():
+    scale = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
+    values = scale * rng.standard_normal(shape) + name.endswith("running_var")
+    tensors[name] = values.astype(np.float32)
+save_file(tensors, "inception.safetensors")
+"""
 NO_TORCH = "import importlib.util as i; assert i.find_spec('torch') is None"
 NAMES = """
 import importlib.metadata as m
@@ -100,9 +113,13 @@ def main(folder: Path):
     command("edm2-convert", "check", "digits.safetensors")
     command("edm2-sample", "--net=digits.safetensors", "--outdir=out", "--seeds=0-7", "--steps=8", "--grid")
     run(python, "-c", FINE_TUNE)
-    command("edm2-sample", "--net=mine.safetensors", "--outdir=out2", "--seeds=0-7", "--steps=8", "--grid")
+    command("edm2-sample", "--net=mine.safetensors", "--outdir=out2", "--seeds=0-7", "--steps=8")
     command("edm2-dataset", "convert", "--source=out", "--dest=out.zip", "--resolution=8x8", "--transform=center-crop")
-    command("edm2-metrics", "--help")  # its detectors would have to be fetched
+    run(python, "-c", DETECTOR)
+    detector, few = ("--metrics=fid", "--inception=inception.safetensors"), "--num=8"
+    command("edm2-metrics", "ref", "--data=out.zip", "--dest=ref.pkl", *detector)
+    command("edm2-metrics", "calc", "--images=out2", "--ref=ref.pkl", few, *detector)
+    command("edm2-metrics", "gen", "--net=digits.safetensors", "--steps=8", "--ref=ref.pkl", few, *detector)
     assert "AGREES" in command("edm2-verify", "--golden", "--device", "cpu")
     run(python, *PIP, "install", "-c", ROOT / "constraints.txt", f"{wheel}[training]")
     data = f"--data={ROOT / 'golden' / 'digits-five.zip'}"
@@ -111,6 +128,10 @@ def main(folder: Path):
         "--duration=2Ki", "--status=1Ki", "--snapshot=1Ki", "--checkpoint=2Ki",
     )  # fmt: skip
     command("edm2-phema", "--indir=runs/0", "--outdir=phema", "--outstd=0.080")
+    command(
+        "edm2-metrics", "sweep", "--indir=runs/0", "--outdir=sweep", "--outstd=0.080,0.090", "--steps=8", few,
+        "--ref=ref.pkl", *detector,
+    )  # fmt: skip
     run(python, "-c", NO_TORCH)
     run(python, *PIP, "install", "-c", ROOT / "constraints.txt", f"{wheel}[verify]")
     said = command("edm2-verify", snapshot, "--checkpoint", "digits.safetensors", "--device", "cpu", "--steps", 8)
