@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jax_edm2.evaluation import Statistics
-from jax_edm2.files import whole_or_nothing
+from jax_edm2.files import Target, whole_or_nothing
 from jax_edm2.messages import brief
 
 from .errors import ConverterError
@@ -50,7 +50,7 @@ def read_statistics(path: Path) -> dict[str, Statistics]:
         os.close(descriptor)
 
 
-def write_statistics(path: Path, found: Mapping[str, Statistics], *, overwrite: bool = False):
+def write_statistics(path: Target, found: Mapping[str, Statistics], *, overwrite: bool = False):
     """As .pkl, all of the same images, whole or not at all; NVlabs' tools read it.
 
     Raises: StatisticsError for statistics of different counts or none; FileExistsError, OSError.

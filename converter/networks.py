@@ -65,14 +65,14 @@ def in_memory(snapshot: Weights, dtype: Any = "float32", sharding: Any = None) -
     import jax
     from flax.traverse_util import unflatten_dict
 
-    from jax_edm2.placement import placement
+    from jax_edm2.placement import placed, placement
 
     names = {jax_path(name): name for name in snapshot.tensors}
     where = placement(sharding, names)
 
     def put(path: str, name: str) -> jax.Array:
         array = snapshot.read(name)
-        return jax.device_put(array if dtype is None else array.astype(dtype), where[path])
+        return placed(array if dtype is None else array.astype(dtype), where[path])
 
     return unflatten_dict({path: put(path, name) for path, name in names.items()}, sep="/")
 

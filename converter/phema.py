@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from jax_edm2.files import whole_or_nothing
+from jax_edm2 import remote
+from jax_edm2.files import Target, is_there, whole_or_nothing, within
 from jax_edm2.messages import listing
 from jax_edm2.orbax_checkpoint import MARK as ORBAX_MARK
 from jax_edm2.record import Average, Record, tensors_digest
@@ -34,7 +35,7 @@ from .names import jax_path
 from .opening import open_network
 from .progress import Progress, Warn, silent
 from .snapshot import Snapshot, read_snapshot
-from .sources import Fetching, check_snapshot
+from .sources import Fetching, check_of
 from .to_snapshot import WritingLike
 from .weights import Weights
 
@@ -55,18 +56,18 @@ class PhemaError(ConverterError):
 class PhemaRequest:
     """Averages that are to be made.
 
-    indir: a folder of snapshots, whose names end in -KIMG-STD.pkl; or the name of a published training run, of which
-    those up to outkimg are fetched. outdir: for OUTPREFIX-KIMG-STD.safetensors. outstd:
-    relative standard deviations, 0 < std < 0.289. outkimg: the time of the averages, which is that of one of the
-    snapshots; the last by default. inprefix, instd: which snapshots. skip: averages that are there are left; force:
-    they are replaced. dtype: keep (the snapshots'), float16 or float32. format: safetensors, orbax, or pkl: the last
-    snapshot with other values, for NVlabs' tools. nvlabs_rounding: every product and sum is
-    rounded to float32, in the order of NVlabs' reconstruct_phema.py, for the same bits.
+    indir: a folder of snapshots, whose names end in -KIMG-STD.pkl, also a store's (its URL as a text); or the name of a
+    published training run, of which those up to outkimg are fetched. outdir: for OUTPREFIX-KIMG-STD.safetensors, here
+    or in a store. outstd: relative standard deviations, 0 < std < 0.289. outkimg: the time of the averages, which is
+    that of one of the snapshots; the last by default. inprefix, instd: which snapshots. skip: averages that are there
+    are left; force: they are replaced. dtype: keep (the snapshots'), float16 or float32. format: safetensors, orbax, or
+    pkl: the last snapshot with other values, for NVlabs' tools. nvlabs_rounding: every product and sum is rounded to
+    float32, in the order of NVlabs' reconstruct_phema.py, for the same bits.
     Raises: UsageError for values that make no sense in themselves.
     """
 
-    indir: Path
-    outdir: Path
+    indir: Target
+    outdir: Target
     outstd: Sequence[float]
     outkimg: int | None = None
     outprefix: str = "phema"
@@ -88,6 +89,10 @@ class PhemaRequest:
                 raise UsageError(f"--outstd {std:g}: a std must be above 0 and below 0.289")
             if names.count(name) > 1:
                 raise UsageError(f"--outstd has several averages that would be called {name}")
+        if self.format == "orbax" and isinstance(self.outdir, str):
+            raise UsageError(
+                f"{self.outdir}: in a store we write single files, not orbax folders: take another --format"
+            )
         if self.format == "pkl" and self.dtype != "keep":
             raise UsageError("--format pkl has the snapshots' dtype: leave --dtype out")
 
@@ -112,7 +117,7 @@ class Made:
     """An average. magnitude: the sum of its coefficients' magnitudes. error: what float16 snapshots bring at most,
     relative to the largest weight."""
 
-    path: Path
+    path: Target
     record: Record
     magnitude: float
     error: float
@@ -126,7 +131,7 @@ class Made:
 @dataclass(frozen=True)
 class PhemaReport:
     made: list[Made]
-    skipped: list[Path] = field(default_factory=list)
+    skipped: list[Target] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {"made": [made.to_json() for made in self.made], "skipped": [str(path) for path in self.skipped]}
@@ -143,8 +148,9 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
     images = _images(request.outkimg, inputs)
     inputs = [each for each in inputs if each.images <= images]
     name = f"{request.outprefix}-{images // 1000:07d}"
-    outputs = {std: request.outdir / f"{name}-{std:.3f}{SUFFIXES[request.format]}" for std in sorted(request.outstd)}
-    skipped = [path for path in outputs.values() if request.skip and path.exists()]
+    suffix = SUFFIXES[request.format]
+    outputs = {std: within(request.outdir, f"{name}-{std:.3f}{suffix}") for std in sorted(request.outstd)}
+    skipped = [path for path in outputs.values() if request.skip and is_there(path)]
     outputs = {std: path for std, path in outputs.items() if path not in skipped}
     if not outputs:
         return PhemaReport([], skipped)
@@ -157,9 +163,10 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
         if missing := _missing(inputs):
             warn(f"{request.indir}: has no {listing(missing)}: averages are made of what is there")
         work = _Work(request, inputs, snapshots, coefficients, condition, images, outputs)
-        request.outdir.mkdir(parents=True, exist_ok=True)
+        here = request.outdir if isinstance(request.outdir, Path) else request.fetching.cache.folder
+        here.mkdir(parents=True, exist_ok=True)
         key = work.key()
-        unfinished = request.outdir / f".{name}-{key[:8]}.phema"
+        unfinished = here / f".{name}-{key[:8]}.phema"
         journal = stack.enter_context(Journal.opened(unfinished, key))
         try:
             made = work.run(journal, progress)
@@ -169,8 +176,8 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
     for each in made:
         if each.error > 0.01:
             warn(
-                f"{each.path.name}: its coefficients add up to {each.magnitude:.0f} in magnitude: rounding in the "
-                f"snapshots may change it by {each.error:.1%} of its largest weight"
+                f"{PurePath(each.path).name}: its coefficients add up to {each.magnitude:.0f} in magnitude: rounding "
+                f"in the snapshots may change it by {each.error:.1%} of its largest weight"
             )
     return PhemaReport(made, skipped)
 
@@ -179,12 +186,17 @@ def reconstruct(request: PhemaRequest, *, warn: Warn = warnings.warn, progress: 
 
 
 def find_inputs(request: PhemaRequest) -> list[Input]:
-    """By time, then by std; those of a published run are fetched. Raises: ConverterError, OSError."""
-    names: dict[str, Path | None]
-    if request.indir.is_dir():
+    """By time, then by std; those of a store or a published run are fetched.
+
+    Raises: ConverterError, CheckpointError, OSError.
+    """
+    names: Mapping[str, Path | str]
+    if isinstance(request.indir, str):
+        names = dict(sorted(remote.listing(request.indir).items()))
+    elif request.indir.is_dir():
         names = {path.name: path for path in sorted(request.indir.iterdir()) if path.is_file()}
     else:
-        names = dict.fromkeys(_published(request))
+        names = {name: presets.raw_url(name) for name in _published(request)}
     found = []
     for name, path in names.items():
         match = FILE_NAME.fullmatch(name)
@@ -194,7 +206,7 @@ def find_inputs(request: PhemaRequest) -> list[Input]:
             continue
         std = float(match["std"])
         if request.instd is None or std in request.instd:
-            path = path or request.fetching.fetch(presets.raw_url(name), check_snapshot)
+            path = path if isinstance(path, Path) else request.fetching.fetch(path, check_of(path))
             found.append(Input(path, name, match["prefix"], images_of(int(match["kimg"]), str(path)), std))
     if not found:
         raise PhemaError(
@@ -286,7 +298,7 @@ class _Work:
     coefficients: "np.ndarray"  # float64 [snapshots, averages]
     condition: float
     images: int
-    outputs: dict[float, Path]  # by std
+    outputs: dict[float, Target]  # by std
 
     def key(self) -> str:
         """What the averages depend on: who has the same may go on with them."""
@@ -299,8 +311,9 @@ class _Work:
     def run(self, journal: Journal, progress: Progress) -> list[Made]:
         for column, path in enumerate(self.outputs.values()):
             if column not in journal.placed and column not in journal.placing:
-                refuse_to_lose(path, unless=ORBAX_MARK if self.request.format == "orbax" else None)
-                if path.exists() and not self.request.force:
+                if isinstance(path, Path):
+                    refuse_to_lose(path, unless=ORBAX_MARK if self.request.format == "orbax" else None)
+                if not self.request.force and is_there(path):
                     raise FileExistsError(f"{path} exists")
         dtypes = {name: self._dtype(record.dtype) for name, record in self.snapshots[-1].tensors.items()}
         averages = Averages(self.snapshots, self.coefficients, dtypes, self.request.nvlabs_rounding)
@@ -315,7 +328,7 @@ class _Work:
                 if column not in journal.placed
             ]
             if len(writings) == len(self.outputs):
-                advance = stack.enter_context(progress(self.request.indir.name, total))
+                advance = stack.enter_context(progress(PurePath(self.request.indir).name, total))
                 averages.write(writings, journal, advance)
             else:  # all were whole, and some are in their places
                 for name, done in journal.tensors.items():
@@ -337,7 +350,7 @@ class _Work:
             return WritingLike(last, path, tensors, record)
         return Writing(path, tensors, record)
 
-    def _place(self, journal: Journal, column: int, writing: Writing | WritingLike, path: Path) -> Record:
+    def _place(self, journal: Journal, column: int, writing: Writing | WritingLike, path: Target) -> Record:
         """Finish an average, and put it where it belongs."""
         digests = tuple(journal.digest(number, snapshot) for number, snapshot in enumerate(self.snapshots))
         for snapshot, digest in zip(self.snapshots, digests, strict=True):
@@ -351,10 +364,10 @@ class _Work:
             return dataclasses.replace(record, average=average, not_finite=count)
 
         record, part = writing.finish(complete), journal.folder / str(column)
-        if column in journal.placing and path.exists() and not self.request.force:
+        if column in journal.placing and not self.request.force and is_there(path):
             return record
         journal.begin_to_place(column)
-        if self.request.format == "orbax":
+        if self.request.format == "orbax" and isinstance(path, Path):
             with read_checkpoint(part) as weights:
                 return convert(weights, path, format="orbax", overwrite=self.request.force)
         with whole_or_nothing(path, overwrite=self.request.force) as temporary:
@@ -364,7 +377,7 @@ class _Work:
                 shutil.copyfile(part, temporary)
         return record
 
-    def _made(self, column: int, path: Path, record: Record) -> Made:
+    def _made(self, column: int, path: Target, record: Record) -> Made:
         magnitude = float(abs(self.coefficients[:, column]).sum())
         half = any(record.dtype == "float16" for record in self.snapshots[-1].tensors.values())
         return Made(path, record, magnitude, magnitude * HALF if half else 0.0)

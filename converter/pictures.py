@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jax_edm2 import strict_json
-from jax_edm2.files import scratch, whole_or_nothing
+from jax_edm2 import remote, strict_json
+from jax_edm2.files import Target, scratch, whole_or_nothing, within
 from jax_edm2.messages import brief
 
 from .errors import ConverterError
@@ -32,12 +33,24 @@ class PictureError(ConverterError):
 class Folder:
     """Where the pictures or arrays of many seeds go; each appears whole or not at all."""
 
-    def __init__(self, path: Path, *, subdirs: bool = False, suffix: str = ".png"):
-        """subdirs: a folder for every 1,000 seeds, as NVlabs' generate_images.py makes them. Raises: OSError."""
-        self.path, self.subdirs, self.suffix = path, subdirs, suffix
-        self._made = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-        self._scratch = scratch(path / "picture")
+    def __init__(self, path: Target, *, subdirs: bool = False, suffix: str = ".png", keep: bool = False):
+        """path: also the URL of a folder in a bucket. subdirs: a folder for every 1,000 seeds, as NVlabs'
+        generate_images.py makes them. keep: of what goes into a bucket there are copies on this disk until `close`.
+
+        Raises: PictureError, CheckpointError, OSError.
+        """
+        self.path, self.subdirs, self.suffix, self._keep = path, subdirs, suffix, keep
+        self._temporary: tempfile.TemporaryDirectory | None = None
+        if isinstance(path, str):
+            if path.startswith("hf://"):
+                raise PictureError(f"{path}: on the hub every file is a commit; choose a bucket, or a folder here")
+            remote.try_writing(path)
+            self._temporary = tempfile.TemporaryDirectory(prefix="edm2-")
+            self._here, self._made = Path(self._temporary.name), False
+        else:
+            self._here, self._made = path, not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+        self._scratch = scratch(self._here / "picture")
         self._scratch.touch()  # an unwritable folder is known now, and not after an hour
         self._scratch.unlink()
 
@@ -45,15 +58,26 @@ class Folder:
         """Remove the folder, if it was made here and nothing came of it."""
         with contextlib.suppress(OSError):
             if self._made:
-                self.path.rmdir()
+                self._here.rmdir()
 
-    def file(self, seed: int) -> Path:
-        folder = self.path / f"{seed // 1000 * 1000:06d}" if self.subdirs else self.path
-        return folder / f"{seed:06d}{self.suffix}"
+    def close(self):
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
-    def write(self, seed: int, array: np.ndarray, about: dict[str, Any]) -> Path:
+    def file(self, seed: int) -> Target:
+        return within(self.path, self._name(seed))
+
+    def here(self, seed: int) -> Path:
+        """On this disk."""
+        return self._here / self._name(seed)
+
+    def _name(self, seed: int) -> str:
+        folder = f"{seed // 1000 * 1000:06d}/" if self.subdirs else ""
+        return f"{folder}{seed:06d}{self.suffix}"
+
+    def write(self, seed: int, array: np.ndarray, about: dict[str, Any]):
         """Save one seed's array [C, H, W]: a uint8 picture as PNG, with `about` as text; anything else as .npy."""
-        target, temporary = self.file(seed), self._scratch.with_name(f"{self._scratch.name}-{seed}")
+        target, temporary = self.here(seed), self._scratch.with_name(f"{self._scratch.name}-{seed}")
         target.parent.mkdir(exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -66,7 +90,13 @@ class Folder:
             raise OSError(error.errno, error.strerror, str(target)) from None
         finally:
             temporary.unlink(missing_ok=True)
-        return target
+        if isinstance(self.path, str):
+            remote.put(self.path, {self._name(seed): target})
+            self._forget(target)
+
+    def _forget(self, copy: Path):
+        if not self._keep:
+            copy.unlink()
 
     def differences(self, seed: int, shape: tuple[int, ...], about: dict[str, Any]) -> list[str] | None:
         """What of `about` is otherwise in the file that is there for a seed; None if none is there that is whole.
@@ -74,9 +104,25 @@ class Folder:
         A whole one has the shape [C, H, W], and does not say that it is another seed's. Arrays say nothing, and what an
         older version did not write is not compared.
         """
-        path = self.file(seed)
-        if not path.is_file():
-            return None
+        with self._brought(seed) as path:
+            return self._differences(seed, path, shape, about) if path.is_file() else None
+
+    @contextlib.contextmanager
+    def _brought(self, seed: int) -> Iterator[Path]:
+        """Where the file of a seed is on this disk, if there is one."""
+        path = self.here(seed)
+        if not isinstance(self.path, str):
+            yield path
+            return
+        with contextlib.suppress(remote.NotThereError):
+            file = remote.open_remote(str(self.file(seed)))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(file.read(0, file.size))
+        yield path
+        if path.exists():
+            self._forget(path)
+
+    def _differences(self, seed: int, path: Path, shape: tuple[int, ...], about: dict[str, Any]) -> list[str] | None:
         if self.suffix == ".npy":
             return [] if _is_array(path, shape) else None
         note = _whole_picture(path, shape)
@@ -167,7 +213,7 @@ def _note(about: dict[str, Any]) -> PngInfo:
     return note
 
 
-def contact_sheet(paths: Sequence[Path], target: Path):
+def contact_sheet(paths: Sequence[Path], target: Target):
     """One picture of the first ON_A_SHEET of many, in rows, as square as it gets. Raises: PictureError, OSError."""
     images = []
     for path in paths[:ON_A_SHEET]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax_edm2.files import Target, within
+
 from .devices import gave_up
 from .drawing import Prepared, prepare
 from .drawing_request import DrawRequest, resolve
@@ -35,7 +37,7 @@ class SampleRequest(DrawRequest):
     Raises: UsageError for values that make no sense in themselves.
     """
 
-    outdir: Path
+    outdir: Target
     seeds: Sequence[int] = (16, 17, 18, 19)
     latents: bool = False
     subdirs: bool = False
@@ -55,12 +57,12 @@ class SampleRequest(DrawRequest):
 class SampleReport:
     """What was done. about: what every picture says of how it was made. sheet: the contact sheet, if there is one."""
 
-    outdir: Path
+    outdir: Target
     written: int
     skipped: int
     seconds: float
     about: dict[str, Any]
-    sheet: Path | None
+    sheet: Target | None
 
     def to_json(self) -> dict[str, Any]:
         counts = {"written": self.written, "skipped": self.skipped, "seconds": self.seconds}
@@ -86,21 +88,24 @@ def sample(
     resolved = resolve(request)
     if request.grid and jax.process_count() > 1:
         raise UsageError(GRID_ALONE)
-    folder = Folder(request.outdir, subdirs=request.subdirs, suffix=".npy" if request.latents else ".png")
-    sheet = request.outdir / "grid.png" if request.grid else None
-    if sheet is not None and sheet.is_dir():
-        raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
-    try:
-        with jax.default_matmul_precision("highest"):
-            prepared = prepare(request, resolved, warn, latents=request.latents)
-            counts = _draw(request, prepared, folder, warn, progress, steps)
-    except BaseException as error:
-        folder.leave()
-        if not isinstance(error, JaxRuntimeError):
-            raise
-        raise SampleError(gave_up(error, "try a smaller --batch or --vae-batch")) from None
-    if sheet is not None:
-        contact_sheet([folder.file(seed) for seed in request.seeds], sheet)
+    sheet = within(request.outdir, "grid.png") if request.grid else None
+    suffix = ".npy" if request.latents else ".png"
+    with contextlib.closing(
+        Folder(request.outdir, subdirs=request.subdirs, suffix=suffix, keep=request.grid)
+    ) as folder:
+        if isinstance(sheet, Path) and sheet.is_dir():
+            raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
+        try:
+            with jax.default_matmul_precision("highest"):
+                prepared = prepare(request, resolved, warn, latents=request.latents)
+                counts = _draw(request, prepared, folder, warn, progress, steps)
+        except BaseException as error:
+            folder.leave()
+            if not isinstance(error, JaxRuntimeError):
+                raise
+            raise SampleError(gave_up(error, "try a smaller --batch or --vae-batch")) from None
+        if sheet is not None:
+            contact_sheet([folder.here(seed) for seed in request.seeds], sheet)
     return SampleReport(request.outdir, *counts, prepared.about, sheet)
 
 

@@ -75,10 +75,8 @@ class Fetching:
 
     def bring(self, location: Location) -> Path:
         """The path of a snapshot on this disk. Raises: ConverterError, OSError."""
-        if location.stored:
-            return self.fetch_stored(location.text, self.sha256)
         if location.remote:
-            return self.fetch(location.text, check_snapshot, self.sha256)
+            return self.fetch(location.text, check_of(location.text), self.sha256)
         path = Path(location.text)
         if self.sha256 is not None and path.is_dir():
             raise CacheError(f"{path}: is a folder, which has no sha256")
@@ -87,17 +85,21 @@ class Fetching:
         return path
 
     def fetch(self, url: str, check: Callable[[Path], object], sha256: str | None = None) -> Path:
-        """The path of any URL's file, which `check` must find sound. Raises: ConverterError, OSError."""
+        """The path of the file of any URL, also a store's, which `check` must find sound.
+
+        Raises: ConverterError, CheckpointError, OSError.
+        """
         from .downloads.download import fetch
-
-        return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
-
-    def fetch_stored(self, url: str, sha256: str | None = None) -> Path:
-        """The path of a store's file, a snapshot or checkpoint. Raises: ConverterError, CheckpointError, OSError."""
         from .downloads.stored import fetch_stored
 
-        check = check_checkpoint if url.endswith(SAFETENSORS) else check_snapshot
-        return fetch_stored(url, self.cache, sha256=sha256, offline=self.offline, check=check)
+        if remote.is_stored(url):
+            return fetch_stored(url, self.cache, sha256=sha256, offline=self.offline, check=check)
+        return fetch(url, self.cache, sha256=sha256, offline=self.offline, timeout=self.timeout, check=check)
+
+
+def check_of(url: str) -> Callable[[Path], object]:
+    """What `Fetching.fetch` is to find sound under a URL: a checkpoint or a snapshot, as its name says."""
+    return check_checkpoint if url.endswith(SAFETENSORS) else check_snapshot
 
 
 def check_checkpoint(path: Path):

@@ -15,14 +15,39 @@ _HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())[:40]
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
+Target = Path | str  # where something is written; a text is the URL of a store
+
+
+def within(folder: Target, name: str) -> Target:
+    """What has this name in a folder."""
+    return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
+
+
+def is_there(target: Target) -> bool:
+    """Raises: CheckpointError where a store does not say."""
+    if isinstance(target, Path):
+        return target.exists()
+    from jax_edm2 import remote
+
+    return remote.exists(target)
+
+
 @contextlib.contextmanager
-def whole_or_nothing(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def whole_or_nothing(target: Target, *, overwrite: bool) -> Iterator[Path]:
     """Yields a temporary path beside `target` for a file or folder to be written to, and then moves it there.
 
+    Of a URL it is a temporary path for a file, which is then uploaded (`remote.uploading`).
     If the body raises, what was written is removed and `target` stays as it was; if the process is killed, the next
     one removes it. The body is responsible for fsync of what it writes.
-    Raises: FileExistsError if `target` exists, before and after the body, unless `overwrite`; OSError.
+    Raises: FileExistsError if `target` exists, before and after the body, unless `overwrite`; OSError, and
+    CheckpointError of a store.
     """
+    if isinstance(target, str):
+        from jax_edm2 import remote
+
+        with remote.uploading(target, overwrite=overwrite) as temporary:
+            yield temporary
+        return
     if not overwrite:
         _refuse_existing(target)
     temporary = scratch(target)

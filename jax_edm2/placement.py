@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 Where = Sharding | jax.Device | None
@@ -20,6 +21,14 @@ def placement(sharding: Any, paths: Iterable[str]) -> Placement:
     found = {path: _at(sharding, path) for path in paths}
     _refuse_unknown(sharding, "", paths)
     return found
+
+
+def placed(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    """An array that all processes have, on devices."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # jax.device_put would send it to all processes, to compare.
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def _at(sharding: Any, path: str) -> Sharding | None:

@@ -22,7 +22,6 @@ from jax_edm2.tensors import CheckpointError, Digest, Hashes, Tensor, refuse_to_
 
 if TYPE_CHECKING:
     import jax
-    import numpy as np
     from jax.sharding import Sharding
 
     from jax_edm2.placement import Placement
@@ -62,6 +61,7 @@ class SafetensorsCheckpoint:
         A few tensors are on the host at a time. digest: None where `in_parts`. Raises: FormatError, CheckpointError.
         """
         from jax_edm2.parts import Parts
+        from jax_edm2.placement import placed
 
         parts = {
             name: Parts(self.entries[name], sharding) for name, sharding in where.items() if self._in_parts(sharding)
@@ -80,7 +80,7 @@ class SafetensorsCheckpoint:
             array, sha256 = next(arrays)
             if digest is not None and sha256 is not None:
                 digest.add(name, str(array.dtype), array.shape, sha256)
-            found[name] = _placed(array if dtype is None else array.astype(dtype), where[name])
+            found[name] = placed(array if dtype is None else array.astype(dtype), where[name])
         return found
 
     def _in_parts(self, sharding: "Sharding | None") -> "TypeGuard[Sharding]":
@@ -96,15 +96,6 @@ class SafetensorsCheckpoint:
 
     def close(self):
         self._file.close()
-
-
-def _placed(array: "np.ndarray", sharding: "Sharding | None") -> "jax.Array":
-    import jax
-
-    if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    # All processes have read the same: device_put would send it to all, to compare.
-    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def write_safetensors(

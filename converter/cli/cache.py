@@ -1,7 +1,5 @@
 """edm2-convert cache: what has been downloaded, is it still what it was, and away with it."""
 
-from pathlib import Path
-
 import click
 
 from jax_edm2.strict_json import dumps
@@ -9,12 +7,13 @@ from jax_edm2.strict_json import dumps
 from ..downloads import cache_contents
 from ..downloads.cache import cache_in
 from .options import SETTINGS
+from .paths import LocalPath
 from .run import say
 
 BROKEN = 2
 _folder = click.option(
     "--cache-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     help="The cache.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
 )
 

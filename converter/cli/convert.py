@@ -19,7 +19,8 @@ from ..publish import convert_and_publish
 from ..sources import Fetching
 from .cache import cache
 from .files import check, inspect
-from .options import SETTINGS, FileOrStored, source_options, state_options
+from .options import SETTINGS, source_options, state_options
+from .paths import BroughtPath, StoredPath
 from .run import HINT, NOTE, run, say
 from .subcommands import SourceOrCommand
 
@@ -59,7 +60,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option(
     "-o",
     "--output",
-    type=FileOrStored(path_type=Path),
+    type=StoredPath(),
     help="Checkpoint to write, or a folder for it, or its URL in a store (s3://bucket/name).  [default: SOURCE's name, "
     "here]",
 )
@@ -73,7 +74,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.option(
     "--like",
     metavar="PKL",
-    type=click.Path(path_type=Path),
+    type=BroughtPath(network=True),
     help="Write a copy of this snapshot with SOURCE's values: same values, same bytes.",
 )
 @state_options
@@ -96,7 +97,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 )
 @click.option(
     "--verified",
-    type=click.Path(path_type=Path),
+    type=BroughtPath(),
     metavar="REPORT.JSON",
     help="For --push-to: what edm2-verify --report has found, for the model card.",
 )

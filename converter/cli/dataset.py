@@ -3,7 +3,6 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click
 
@@ -14,6 +13,7 @@ from ..dataset.transforms import TRANSFORMS
 from ..progress import Advance
 from ..sources import Fetching
 from .options import SETTINGS, device_option, download_options
+from .paths import BroughtPath, StoredPath
 from .run import NOTE, run, say
 
 EPILOG = """\b
@@ -54,9 +54,9 @@ def _decorator(*options: Callable) -> Callable:
 
 
 _places = _decorator(
-    click.option("--source", type=click.Path(path_type=Path), required=True, help="Folder, with all in it; or a ZIP."),
+    click.option("--source", type=BroughtPath(), required=True, help="Folder, with all in it; or a ZIP."),
     click.option(
-        "--dest", type=click.Path(path_type=Path), required=True,
+        "--dest", type=StoredPath(), required=True,
         help="A ZIP if it ends in .zip, else a folder, empty or new.",
     ),
     click.option("--max-images", type=click.IntRange(min=1), help="Take so many of it.  [default: all]"),

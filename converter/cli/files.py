@@ -1,16 +1,15 @@
 """edm2-convert check and inspect: is a file sound, and what is it?"""
 
-from pathlib import Path
-
 import click
 
 from jax_edm2.messages import listing
 from jax_edm2.strict_json import dumps
 
-from .options import SETTINGS, BroughtFile
+from .options import SETTINGS
+from .paths import BroughtPath
 from .run import BAD, GOOD, say
 
-_file = click.argument("file", type=BroughtFile(path_type=Path, exists=True))
+_file = click.argument("file", type=BroughtPath(exists=True))
 _json = click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 
 

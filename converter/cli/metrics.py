@@ -5,7 +5,6 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +30,7 @@ from .cluster import cluster_of, cluster_options
 from .drawing import drawing_options, drawn_by, sampler_options
 from .lists import Numbers, Words
 from .options import SETTINGS, device_option, download_options
+from .paths import BroughtPath, LocalPath, StoredPath
 from .run import NOTE, TERMINATED, run, say
 from .stds import Stds
 from .stopping import Asked
@@ -58,7 +58,7 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 --resume, the same command goes on from there.
 """
 
-_images = click.Path(path_type=Path)
+_images = BroughtPath()
 
 
 def _ref_option(command: Callable) -> Callable:
@@ -90,7 +90,7 @@ def _detection_options(batch: str) -> Callable:
                              help="Weights for fid: NVlabs' .pkl or .pt, pytorch-fid's .pth.  [default: the last]"),
                 click.option("--dinov2", metavar="PATH|URL",
                              help="Weights for fd_dinov2: DINOv2's .pth.  [default: the published ViT-L/14]"),
-                click.option("--resume", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                click.option("--resume", type=LocalPath(file_okay=False), metavar="DIR",
                              help="Keep progress in this folder, and go on from what is there."),
                 click.option("--save-every", type=click.FloatRange(min=0), default=60, show_default=True,
                              metavar="SECONDS", help="How often that is."),
@@ -182,7 +182,7 @@ def gen(ref, num, seed, repeats, json_, **options):
 
 @edm2_metrics.command(context_settings=SETTINGS)
 @click.option("--data", type=_images, metavar="DIR|ZIP", required=True, help="The dataset.")
-@click.option("--dest", type=click.Path(path_type=Path, dir_okay=False), metavar="PKL", required=True,
+@click.option("--dest", type=StoredPath(dir_okay=False), metavar="PKL", required=True,
               help="Destination file.")  # fmt: skip
 @click.option("--num", type=click.IntRange(min=2), help="Number of images.  [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for selecting them.")
@@ -209,13 +209,13 @@ def ref(data, dest, num, seed, workers, force, json_, **options):
 
 @edm2_metrics.command(context_settings=SETTINGS)
 @click.option(
-    "--indir", type=_images, required=True, help="Folder of snapshots, -KIMG-STD.pkl; or a published run's name."
+    "--indir", type=StoredPath(), required=True, help="Folder of snapshots, -KIMG-STD.pkl; or a published run's name."
 )
 @click.option("--outkimg", type=click.IntRange(1), help="Their time.  [default: the last]")
 @click.option(
     "--outstd", type=Stds(), required=True, help="Relative standard deviations: 0.05,0.1 or 0.050,0.075,...,0.200."
 )
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True,
+@click.option("--outdir", type=LocalPath(file_okay=False), required=True,
               help="Folder for averages, progress, results.json and sweep.png.")  # fmt: skip
 @click.option("--gnet", metavar="PATH|URL", help="Guiding network.")
 @click.option(

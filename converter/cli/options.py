@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from jax_edm2.remote import is_stored
-
 from .. import presets
 from ..downloads.watchdog import PERIOD, SPEED, TIMEOUT
-from ..sources import Fetching
+from .paths import BroughtOrName, LocalPath
 
 SETTINGS: dict[str, Any] = {  # of every click command
     "help_option_names": ["-h", "--help"],
@@ -43,22 +40,6 @@ class Device(click.Choice):
         return super().convert("gpu" if value in ("cuda", "rocm") else value, param, ctx)
 
 
-class FileOrStored(click.Path):
-    """A path, or a text: a URL of a store."""
-
-    name = "path"
-
-    def convert(self, value, param, ctx):
-        return value if is_stored(value) else super().convert(value, param, ctx)
-
-
-class BroughtFile(FileOrStored):
-    """A path: for a URL of a store, that of its file in the user's cache, fetched if need be."""
-
-    def convert(self, value, param, ctx):
-        return Fetching().fetch_stored(value) if is_stored(value) else super().convert(value, param, ctx)
-
-
 def device_option(text: str) -> Callable:
     """--device."""
     return click.option("--device", type=Device(), default="auto", show_default=True, help=text)
@@ -71,6 +52,7 @@ def state_options(command: Callable) -> Callable:
     )
     config_from = click.option(
         "--config-from",
+        type=BroughtOrName(),
         metavar="FILE|NAME",
         help="What a training state's network is configured like.  [default: training_options.json beside it says, or "
         "the tensors' shapes do]",
@@ -91,14 +73,16 @@ def download_options(command: Callable) -> Callable:
         (
             click.option(
                 "--cache-dir",
-                type=click.Path(path_type=Path, file_okay=False),
+                type=LocalPath(file_okay=False),
+                is_eager=True,  # options that take URLs fetch by these
                 help="Where downloads are kept.  [default: $DNNLIB_CACHE_DIR/downloads, else the user's cache folder]",
             ),
-            click.option("--offline", is_flag=True, help="Use only what has been downloaded already."),
+            click.option("--offline", is_flag=True, is_eager=True, help="Use only what has been downloaded already."),
             click.option(
                 "--timeout",
                 metavar="SECONDS",
                 type=click.IntRange(1, 3600),
+                is_eager=True,
                 default=TIMEOUT,
                 show_default=True,
                 help="Longest silence of a server before a download is tried again. An answer that has not begun after "

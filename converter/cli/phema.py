@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -14,6 +13,7 @@ from ..phema import SUFFIXES, Made, PhemaRequest, reconstruct
 from ..progress import Advance
 from ..sources import Fetching
 from .options import SETTINGS, download_options
+from .paths import StoredPath
 from .run import NOTE, run, say
 from .stds import Stds
 
@@ -36,13 +36,13 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
 @click.command(name="edm2-phema", epilog=EPILOG, context_settings=SETTINGS)
 @click.option(
     "--indir",
-    type=click.Path(path_type=Path),
+    type=StoredPath(),
     required=True,
     help="Folder of snapshots, -KIMG-STD.pkl; or a published run's name.",
 )
 @click.option("--inprefix", metavar="NAME", help="Only this run's: what stands before -KIMG-STD.pkl.")
 @click.option("--instd", type=Stds(), help="Only those with these relative standard deviations.")
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for averages.")
+@click.option("--outdir", type=StoredPath(file_okay=False), required=True, help="Folder for averages.")
 @click.option("--outprefix", metavar="NAME", default="phema", show_default=True, help="How their names begin.")
 @click.option("--outstd", type=Stds(), required=True, help="Their relative standard deviations: 0.010,0.015,...,0.250.")
 @click.option("--outkimg", type=click.IntRange(1), help="Their time, one of the snapshots'.  [default: the last]")

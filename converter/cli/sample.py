@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -14,6 +13,7 @@ from ..sample import GRID_ALONE, SampleRequest, sample
 from .cluster import cluster_of, cluster_options
 from .drawing import drawing_options, drawn_by
 from .options import SETTINGS, device_option
+from .paths import StoredPath
 from .run import NOTE, run, say
 from .seeds import Seeds
 
@@ -39,7 +39,7 @@ pictures that are finished are kept, and --skip-existing goes on from there.
 
 
 @click.command(name="edm2-sample", epilog=EPILOG, context_settings=SETTINGS)
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures.")
+@click.option("--outdir", type=StoredPath(file_okay=False), required=True, help="Folder for pictures.")
 @click.option("--subdirs", is_flag=True, help="Make a folder for every 1000 seeds.")
 @click.option("--seeds", type=Seeds(10_000_000), default="16-19", show_default=True, help="A picture each: 1,2,5-10.")
 @drawing_options

@@ -5,7 +5,6 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +18,8 @@ from ..devices import start
 from ..errors import ConverterError
 from ..train.request import PRECISIONS, PRESET, SNAPSHOT_DTYPES, TrainRequest
 from .cluster import cluster_of, cluster_options
-from .options import SETTINGS, BroughtFile, device_option
+from .options import SETTINGS, device_option
+from .paths import BroughtOrName, BroughtPath, LocalPath
 from .run import HINT, NOTE, TERMINATED, run, say
 from .stds import Stds
 from .stopping import Asked
@@ -86,33 +86,25 @@ def _network(_context, _parameter, values: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _path(**more):
-    return click.Path(path_type=Path, **more)
-
-
-_file = BroughtFile(path_type=Path)
-
-
 @click.command(name=NAME, epilog=EPILOG, context_settings=SETTINGS)
-@click.option("--outdir", type=_path(file_okay=False), required=True, help="Where to save the results.")
-@click.option("--data", type=_path(), metavar="ZIP|DIR", required=True, help="Dataset, as dataset_tool.py makes it.")
+@click.option("--outdir", type=LocalPath(file_okay=False), required=True, help="Where to save the results.")
+@click.option(
+    "--data", type=BroughtPath(), metavar="ZIP|DIR", required=True, help="Dataset, as dataset_tool.py makes it."
+)
 @click.option("--cond", type=click.BOOL, default=True, show_default=True, help="Train with its labels.")
 @click.option("--preset", type=click.Choice(PRESETS), metavar="STR", default=PRESET, show_default=True,
               help="Whose recipe, and whose network, unless one is given.")  # fmt: skip
-@click.option(
-    "--init",
-    type=BroughtFile(path_type=Path),
-    metavar="FILE",
-    help="Begin with these weights: snapshot, checkpoint or .pt.",
-)
+@click.option("--init", type=BroughtPath(network=True), metavar="FILE",
+              help="Begin with these weights: snapshot, checkpoint or .pt.")  # fmt: skip
 @click.option("--weights", metavar="net|ema-STD", help="Which network of --init, if that is a training state.")
+@click.option("--resume", type=BroughtPath(network=True), metavar="FILE",
+              help="Go on from a training state, NVlabs' .pt or our own.")  # fmt: skip
 @click.option(
-    "--resume",
-    type=BroughtFile(path_type=Path),
-    metavar="FILE",
-    help="Go on from a training state, NVlabs' .pt or our own.",
+    "--config-from",
+    type=BroughtOrName(),
+    metavar="FILE|NAME",
+    help="Begin anew, with the network of another file or preset.",
 )
-@click.option("--config-from", metavar="FILE|NAME", help="Begin anew, with the network of another file or preset.")
 @click.option("--network", metavar="NAME=VALUE", multiple=True, callback=_network,
               help="Of the network's configuration, such as num_blocks=2.")  # fmt: skip
 @click.option("--duration", type=Images(1), help="Training duration.  [default: the preset's]")

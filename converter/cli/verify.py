@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from jax_edm2 import __version__
-from jax_edm2.remote import is_remote
 from jax_edm2.strict_json import dumps
 
 from .. import inference, presets
@@ -38,7 +37,8 @@ from ..verify.run import verify
 from ..verify.source import Source
 from ..weights import Weights
 from .lists import Names, Numbers
-from .options import SETTINGS, FileOrStored, device_option, source_options, state_options
+from .options import SETTINGS, device_option, source_options, state_options
+from .paths import BroughtPath, LocalPath, StoredPath
 from .run import NOTE, run, say
 from .seeds import Seeds
 from .verify_others import compile_for_target, hold_to_goldens, start_jax
@@ -86,7 +86,7 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
 @click.argument("snapshot", required=False)
 @source_options
 @click.option(
-    "--checkpoint", type=FileOrStored(path_type=Path), help="What JAX loads.  [default: converts SNAPSHOT in memory]"
+    "--checkpoint", type=BroughtPath(network=True), help="What JAX loads.  [default: converts SNAPSHOT in memory]"
 )
 @click.option(
     "--candidate",
@@ -152,13 +152,11 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
     "environment, but a process is no sandbox: it can read files and use the network as you can.",
 )
 @click.option("--show-source", is_flag=True, help="Print the source that this would execute, and execute nothing.")
-@click.option("--save-truth", type=click.Path(path_type=Path), help="Write what PyTorch computes to a file, and stop.")
-@click.option(
-    "--truth", type=click.Path(path_type=Path), help="Use such a file, checked by the digests in it; needs no PyTorch."
-)
+@click.option("--save-truth", type=StoredPath(), help="Write what PyTorch computes to a file, and stop.")
+@click.option("--truth", type=BroughtPath(), help="Use such a file, checked by the digests in it; needs no PyTorch.")
 @click.option(
     "--golden",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     metavar="[DIR]",
     is_flag=False,
     flag_value=OURS,
@@ -182,7 +180,7 @@ def _are_sigmas(numbers: tuple[float, ...]) -> bool:
 @click.option("--sweep", is_flag=True, help="Throughput for batches of 1, 2, 4, ... until memory ends.")
 @click.option(
     "--report",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     help="Folder for report.json, report.html and report.md.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing --save-truth file.")
@@ -229,8 +227,6 @@ def edm2_verify(
     location = locate(snapshot, preset)[0] if snapshot or preset else None
     check_usage(context, location, checks)
     path = fetching.bring(location) if location else None  # when everything else is known to be right
-    if is_remote(checkpoint):
-        checkpoint = fetching.fetch_stored(checkpoint)
     files = [file for file in (path, checkpoint) if file is not None and file.exists()]
     if (weights or config_from) and not any(map(is_training_state, files)):
         raise click.UsageError("--weights and --config-from are for training states, and there is none")
@@ -254,8 +250,8 @@ def edm2_verify(
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
     if save_truth is not None and isinstance(request, FromSnapshot):
-        oracle_process.save_truth(request, save_truth, overwrite=force)
-        say(f"{save_truth}: {save_truth.stat().st_size / 1e6:.1f} MB; use it with --truth {save_truth}")
+        size = oracle_process.save_truth(request, save_truth, overwrite=force)
+        say(f"{save_truth}: {size / 1e6:.1f} MB; use it with --truth {save_truth}")
         return 0
     plan = plan_of(request)
     if truth is not None and plan.checks == ("throughput",):

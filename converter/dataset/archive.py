@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_edm2.dataset_files import LABELS
-from jax_edm2.files import whole_or_nothing
+from jax_edm2.files import Target, whole_or_nothing
 
 from ..progress import Advance
 from .source import DatasetToolError
@@ -34,7 +34,7 @@ class Report:
     """What was written. skipped: pictures that were too small. classes: that the labels are of, 0 without labels."""
 
     source: Path
-    dest: Path
+    dest: Target
     images: int
     skipped: int
     classes: int
@@ -53,11 +53,11 @@ def numbered(number: int, kind: str) -> str:
     return f"{number // 1000:05d}/{kind.format(number)}"
 
 
-def write_dataset(dest: Path, entries: Iterable[Entry | None], advance: Advance, *, force: bool) -> tuple[int, int]:
+def write_dataset(dest: Target, entries: Iterable[Entry | None], advance: Advance, *, force: bool) -> tuple[int, int]:
     """Write entries, None for those that are left out, and dataset.json: how many there are, and classes.
 
-    dest: a ZIP by its name, which `force` replaces, else a folder that is empty or not there. Where one entry has no
-    label, no label is written. advance: is told of every entry.
+    dest: a ZIP by its name, which `force` replaces, else a folder that is empty or not there; in a store, a ZIP. Where
+    one entry has no label, no label is written. advance: is told of every entry.
     Raises: DatasetToolError, OSError; FileExistsError for a ZIP that is there.
     """
     labels: list[tuple[str, int]] | None = []
@@ -79,7 +79,13 @@ def write_dataset(dest: Path, entries: Iterable[Entry | None], advance: Advance,
 
 
 @contextlib.contextmanager
-def _archive(dest: Path, force: bool) -> Iterator[Write]:
+def _archive(dest: Target, force: bool) -> Iterator[Write]:
+    if isinstance(dest, str):
+        if not dest.endswith(".zip"):
+            raise DatasetToolError(f"{dest}: in a store we write one file: let its name end in .zip")
+        with whole_or_nothing(dest, overwrite=force) as path, _archive(path, force) as write:
+            yield write
+        return
     dest = dest.absolute()
     packed = dest.suffix == ".zip"
     if packed and dest.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from jax_edm2.dataset_files import MOST_SIDE
+from jax_edm2.files import Target
 
 from ..errors import UsageError
 from ..progress import Progress, Warn, silent
@@ -33,7 +34,7 @@ class ConvertRequest:
     """
 
     source: Path
-    dest: Path
+    dest: Target
     transform: str | None = None
     resolution: tuple[int, int] | None = None
     max_images: int | None = None

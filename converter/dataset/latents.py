@@ -15,6 +15,7 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jax_edm2.files import Target
 from jax_edm2.vae import load_vae, load_vae_encoder
 
 from ..devices import gave_up
@@ -43,7 +44,7 @@ class EncodeRequest:
     """
 
     source: Path
-    dest: Path
+    dest: Target
     vae: str = PUBLISHED
     max_images: int | None = None
     batch: int = 4

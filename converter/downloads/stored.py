@@ -12,7 +12,7 @@ from jax_edm2.tensors import CheckpointError
 
 from ..bars import Bar
 from ..errors import ConverterError
-from .cache import LARGEST, Cache, Entry, key_of, write_json
+from .cache import Cache, Entry, key_of, write_json
 from .cache import sha256 as file_sha256
 from .cache_files import make_folder, open_file
 from .download import SPARE, DownloadError
@@ -72,8 +72,6 @@ def _youngest(url: str, cache: Cache) -> Entry | None:
 def _receive(file: RemoteFile, path: Path):
     """All of a file, by several ranges at once."""
     free = shutil.disk_usage(path.parent).free
-    if file.size > LARGEST:
-        raise DownloadError(f"{file.url}: has {file.size:,} bytes; {LARGEST:,} are the most")
     if file.size + SPARE > free:
         raise DownloadError(
             f"{file.url}: needs {file.size / 1e6:,.0f} MB in {path.parent}, which has {free / 1e6:,.0f} MB free; "

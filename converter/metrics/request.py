@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jax_edm2.files import Target
+
 from ..drawing_request import DrawRequest
 from ..errors import ConverterError, UsageError
 from ..sources import Fetching
@@ -86,7 +88,7 @@ class SweepRequest(GenRequest):
     Raises: UsageError for a weight that is there twice, or guidance without a guide.
     """
 
-    indir: Path
+    indir: Target
     outdir: Path
     outstd: Sequence[float]
     guidance: Sequence[float] = (1.0,)
@@ -104,7 +106,7 @@ class RefRequest:
     """Statistics of a dataset, for a file that NVlabs' tool reads as well. num: of a random choice; all by default."""
 
     data: Path
-    dest: Path
+    dest: Target
     num: int | None = None
     seed: int = 0
     workers: int = 2

@@ -18,7 +18,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_edm2 import strict_json
 from jax_edm2.evaluation import Distance
-from jax_edm2.files import whole_or_nothing
+from jax_edm2.files import is_there, whole_or_nothing
 from jax_edm2.generation import share
 from jax_edm2.training.dataset import DatasetError, ImageDataset
 
@@ -93,7 +93,7 @@ def calc(request: CalcRequest, watch: Watch | None = None) -> Report:
 def reference(request: RefRequest, watch: Watch | None = None) -> dict[str, Any]:
     """Write a dataset's statistics, and say what they are of. Raises: as `calc`; FileExistsError without `force`."""
     watch = watch or Watch()
-    if request.dest.exists() and not request.force:
+    if not request.force and is_there(request.dest):
         raise FileExistsError(f"{request.dest}: is there already")
     dataset = _pictures(request.data, request.num, request.seed)
     measuring = Measuring(request.detection, request.detection.metrics)
@@ -102,7 +102,8 @@ def reference(request: RefRequest, watch: Watch | None = None) -> dict[str, Any]
     found = _of_dataset(measuring, dataset, asked, request.workers, watch)
     seconds = time.perf_counter() - began
     if jax.process_index() == 0:
-        request.dest.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(request.dest, Path):
+            request.dest.parent.mkdir(parents=True, exist_ok=True)
         write_statistics(request.dest, found, overwrite=request.force)
     return {"dest": str(request.dest), **asked, "seconds": seconds, "detectors": measuring.to_json()}
 
@@ -143,7 +144,7 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     with jax.default_matmul_precision("highest"):
         for weight in request.guidance:
             for std, path in zip(sorted(request.outstd), paths, strict=True):
-                draw = dataclasses.replace(request.draw, net=str(path), guidance=weight)
+                draw = dataclasses.replace(request.draw, net=path, guidance=weight)
                 if weight == 1:
                     draw = dataclasses.replace(draw, gnet=None, unconditional=False, interval=None)
                 resolved = resolve(draw)
@@ -160,14 +161,14 @@ def sweep(request: SweepRequest, watch: Watch | None = None) -> dict[str, Any]:
     return {"results": rows, "plot": str(request.outdir / "sweep.png"), "num": request.num}
 
 
-def _averages(request: PhemaRequest, watch: Watch) -> list[Path]:
+def _averages(request: PhemaRequest, watch: Watch) -> list[str]:
     """By length. Of several processes the first makes them, and the others find them. Raises: PhemaError, OSError."""
     if jax.process_index():
         sync_global_devices("averages")
     report = reconstruct(request, warn=watch.warn, progress=watch.progress)
     if jax.process_index() == 0 and jax.process_count() > 1:
         sync_global_devices("averages")
-    return sorted([*(made.path for made in report.made), *report.skipped])
+    return sorted(map(str, [*(made.path for made in report.made), *report.skipped]))
 
 
 # Pictures

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jax_edm2.config import EDM2Config, expected_tree
-from jax_edm2.files import whole_or_nothing
+from jax_edm2.files import Target, whole_or_nothing
 
 from .. import processes
 from ..errors import ProcessFailed
@@ -31,13 +31,14 @@ KEEP_MEMORY = {
 INTERRUPTED = 130
 
 
-def save_truth(request: FromSnapshot, path: Path, *, overwrite: bool = False):
-    """Compute a truth file that is there whole or not at all.
+def save_truth(request: FromSnapshot, path: Target, *, overwrite: bool = False) -> int:
+    """Compute a truth file that is there whole or not at all: its size in bytes.
 
     Raises: ConverterError, ProcessFailed, FileExistsError, OSError.
     """
     with whole_or_nothing(path, overwrite=overwrite) as temporary:
         make_truth(request, temporary)
+        return temporary.stat().st_size
 
 
 def make_truth(request: FromSnapshot, output: Path, meanwhile: Callable[[], None] = lambda: None):

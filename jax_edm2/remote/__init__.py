@@ -6,6 +6,7 @@ file: of its ETag, or of the commit that a branch stood for when it was opened.
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax_edm2.remote.urls import file_name, hub_parts, is_remote, is_stored, pin
 
 __all__ = [
     "NotThereError", "RemoteFile", "exists", "file_name", "is_remote", "is_stored", "listing", "open_remote", "pinned",
-    "put", "uploading",
+    "put", "try_writing", "uploading",
 ]  # fmt: skip
 
 
@@ -56,6 +57,11 @@ def put(url: str, paths: Mapping[str, Path]):
     else:
         for name, path in paths.items():
             buckets.put(f"{url}/{name}", path)
+
+
+def try_writing(url: str):
+    """To a folder of a bucket: an object of no bytes, which is taken away again. Raises: CheckpointError."""
+    buckets.try_writing(f"{url.rstrip('/')}/.edm2-{os.getpid()}")
 
 
 @contextlib.contextmanager

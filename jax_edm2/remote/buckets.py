@@ -47,6 +47,14 @@ def put(url: str, path: Path):
         _obstore().put(store, key, path)
 
 
+def try_writing(url: str):
+    """An object of no bytes, which is taken away again. Raises: CheckpointError."""
+    store, key = _bucket(url)
+    with _explained(url):
+        _obstore().put(store, key, b"")
+        _obstore().delete(store, key)
+
+
 def listing(url: str) -> dict[str, str]:
     """URLs, by their names, of what is in a bucket or folder, without the folders in it. Raises: CheckpointError."""
     store, prefix = _bucket(url, folder=True)

@@ -85,11 +85,10 @@ class _Handler(QuietHandler):
 
     def do_GET(self):
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(/revision/main)?", self.path.partition("?")[0]):
-            return (
-                self.json({"id": match[1], "sha": "0" * 40})
-                if match[1] in self.server.owner.commits
-                else self.fail(404, "RepoNotFound")
-            )
+            if match[1] not in self.server.owner.commits:
+                return self.fail(404, "RepoNotFound")
+            commit, files = self.server.owner.at(match[1], "main")
+            return self.json({"id": match[1], "sha": commit, "siblings": [{"rfilename": name} for name in files]})
         return self.file()
 
     def file(self):

@@ -73,7 +73,7 @@ class S3:
     def get(self, key: str) -> bytes:
         return self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return [each["Key"] for each in self._client().list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
     def delete(self, key: str):
