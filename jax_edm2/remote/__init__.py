@@ -6,8 +6,8 @@ file: of its ETag, or of the commit that a branch stood for when it was opened.
 """
 
 import contextlib
-import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def put(url: str, paths: Mapping[str, Path]):
 
 def try_writing(url: str):
     """To a folder of a bucket: an object of no bytes, which is taken away again. Raises: CheckpointError."""
-    buckets.try_writing(f"{url.rstrip('/')}/.edm2-{os.getpid()}")
+    buckets.try_writing(f"{url.rstrip('/')}/.edm2-{uuid.uuid4().hex}")
 
 
 @contextlib.contextmanager
