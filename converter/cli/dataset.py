@@ -94,8 +94,9 @@ def edm2_dataset():
     help="How to crop; center-crop-dhariwal is what ImageNet's papers do.  [default: scale the whole picture]",
 )  # fmt: skip
 @click.option("--resolution", metavar="WxH", type=Resolution(), help="Of the pictures.  [default: as they are]")
+@download_options
 @_endings
-def convert(source, dest, max_images, transform, resolution, force, json_):
+def convert(source, dest, max_images, transform, resolution, force, json_, **_):
     """Crop and scale pictures to squares of one size.
 
     Classes are those of the source's dataset.json. Without, those of a folder are the folders in it, in the order of

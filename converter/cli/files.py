@@ -5,7 +5,7 @@ import click
 from jax_edm2.messages import listing
 from jax_edm2.strict_json import dumps
 
-from .options import SETTINGS
+from .options import SETTINGS, download_options
 from .paths import BroughtPath
 from .run import BAD, GOOD, say
 
@@ -15,8 +15,9 @@ _json = click.option("--json", "json_", is_flag=True, help="Print a machine-read
 
 @click.command(context_settings=SETTINGS)
 @_file
+@download_options
 @_json
-def inspect(file, json_):
+def inspect(file, json_, **_):
     """Print what FILE is and says of itself: a snapshot, checkpoint or truth."""
     from ..inspection import inspect
 
@@ -32,8 +33,9 @@ def inspect(file, json_):
 
 @click.command(context_settings=SETTINGS)
 @_file
+@download_options
 @_json
-def check(file, json_):
+def check(file, json_, **_):
     """Read all of FILE: are its names, shapes and digests right, and its values finite?
 
     Exit codes: 0 sound, 1 values that are NaN or infinite, 2 broken or altered.

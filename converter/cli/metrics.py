@@ -141,7 +141,7 @@ def edm2_metrics():
 
 
 @edm2_metrics.command(context_settings=SETTINGS)
-@click.option("--images", type=_images, metavar="DIR|ZIP", required=True, help="The images.")
+@click.option("--images", type=_images, metavar="ZIP|DIR", required=True, help="The images.")
 @_ref_option
 @_num_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for selecting the images.")
@@ -181,7 +181,7 @@ def gen(ref, num, seed, repeats, json_, **options):
 
 
 @edm2_metrics.command(context_settings=SETTINGS)
-@click.option("--data", type=_images, metavar="DIR|ZIP", required=True, help="The dataset.")
+@click.option("--data", type=_images, metavar="ZIP|DIR", required=True, help="The dataset.")
 @click.option("--dest", type=StoredPath(dir_okay=False), metavar="PKL", required=True,
               help="Destination file.")  # fmt: skip
 @click.option("--num", type=click.IntRange(min=2), help="Number of images.  [default: all]")

@@ -16,9 +16,10 @@ from jax_edm2.training.recipe import PRESETS
 
 from ..devices import start
 from ..errors import ConverterError
+from ..sources import Fetching
 from ..train.request import PRECISIONS, PRESET, SNAPSHOT_DTYPES, TrainRequest
 from .cluster import cluster_of, cluster_options
-from .options import SETTINGS, device_option
+from .options import SETTINGS, device_option, download_options
 from .paths import BroughtOrName, BroughtPath, LocalPath
 from .run import HINT, NOTE, TERMINATED, run, say
 from .stds import Stds
@@ -92,7 +93,7 @@ def _network(_context, _parameter, values: tuple[str, ...]) -> dict[str, Any]:
     "--data", type=BroughtPath(), metavar="ZIP|DIR", required=True, help="Dataset, as dataset_tool.py makes it."
 )
 @click.option("--cond", type=click.BOOL, default=True, show_default=True, help="Train with its labels.")
-@click.option("--preset", type=click.Choice(PRESETS), metavar="STR", default=PRESET, show_default=True,
+@click.option("--preset", type=click.Choice(PRESETS), metavar="NAME", default=PRESET, show_default=True,
               help="Whose recipe, and whose network, unless one is given.")  # fmt: skip
 @click.option("--init", type=BroughtPath(network=True), metavar="FILE",
               help="Begin with these weights: snapshot, checkpoint or .pt.")  # fmt: skip
@@ -139,21 +140,22 @@ def _network(_context, _parameter, values: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--pkl", is_flag=True, help="Write snapshots as .pkl, too, for NVlabs' tools.")
 @click.option("--samples", type=click.IntRange(0, 400), default=64, show_default=True,
               help="Pictures in the grid of each snapshot; of latents there are none without --vae.")  # fmt: skip
-@click.option("--vae", metavar="PATH", help="diffusers' folder or safetensors file, for that grid.")
+@click.option("--vae", metavar="PATH|URL", help="diffusers' folder or safetensors file, for that grid.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files, too.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Random seed.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the training's options and needs, and exit.")
 @click.option("--compile-for", metavar="TARGET",
               help="With --dry-run: compile the step for tpu:v5e:2x2, gpu:h100, ...")  # fmt: skip
 @device_option("All of that kind are used.")
+@download_options
 @cluster_options
 @click.option("--json", "json_", is_flag=True, help="Print a machine-readable record and nothing else.")
 @click.version_option(__version__)
 def edm2_train(
     outdir, data, cond, preset, init, weights, resume, config_from, network, duration, batch, channels, dropout, P_mean,
     P_std, lr, decay, rampup, stds, batch_gpu, precision, fp16, ls, remat, fsdp, bench, status, snapshot, checkpoint,
-    keep, snapshot_dtype, pkl, samples, vae, tensorboard, seed, dry_run, compile_for, device, distributed, coordinator,
-    num_processes, process_id, json_,
+    keep, snapshot_dtype, pkl, samples, vae, tensorboard, seed, dry_run, compile_for, device, cache_dir, offline,
+    timeout, distributed, coordinator, num_processes, process_id, json_,
 ):  # fmt: skip
     """Train EDM2 networks by the recipe of "Analyzing and Improving the Training Dynamics of Diffusion Models".
 
@@ -171,6 +173,7 @@ def edm2_train(
         P_std=P_std, lr=lr, decay=decay, rampup=rampup, loss_scaling=ls, stds=stds, batch_gpu=batch_gpu, fp16=fp16,
         precision=precision, remat=remat, fsdp=fsdp, status=status, snapshot=snapshot, checkpoint=checkpoint,
         snapshot_dtype=snapshot_dtype, pkl=pkl, keep=keep, tensorboard=tensorboard, samples=samples, vae=vae, seed=seed,
+        fetching=Fetching(None, cache_dir, offline, timeout),
     )  # fmt: skip
     start(device, cluster)
     try:

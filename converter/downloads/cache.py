@@ -209,7 +209,7 @@ def _sound(record: dict[str, Any]) -> bool:
     """Are the fields that every record may have what they should be, where they are given?"""
     texts = all(record.get(name) is None or isinstance(record[name], str) for name in ("url", "etag"))
     count = record.get("bytes", 0)
-    return texts and type(count) is int and count >= 0
+    return texts and type(count) is int and 0 <= count < 2**63
 
 
 def _is(pattern: re.Pattern, value: Any) -> bool:

@@ -161,7 +161,9 @@ class _Training:
         self.record, self.recipe, self.dataset = plan.record, plan.recipe, plan.dataset
         self.net, self.parts = plan.net(platform), plan.parts(self.mesh.size)
         self.optimizer, self.peak = make_optimizer(self.recipe), peak(plan.dtype(platform))
-        self.sampler = Sampler(self.net, self.record, self.dataset.label_dim, request.samples, request.vae)
+        self.sampler = Sampler(
+            self.net, self.record, self.dataset.label_dim, request.samples, request.vae, request.fetching
+        )
         if stored is not None:
             self.state, self.shardings = resumed(stored, path, self.optimizer, self.recipe, place)
         else:

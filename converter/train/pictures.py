@@ -25,7 +25,7 @@ SEED = 0  # of the first picture: the same in every grid, so that they can be co
 class Sampler:
     """Draws grids of one training's averages, with NVlabs' sampler, on this process's first device."""
 
-    def __init__(self, net: Precond, record: Record, classes: int, count: int, vae: str | None):
+    def __init__(self, net: Precond, record: Record, classes: int, count: int, vae: str | None, fetching: Fetching):
         """classes: that the data has. count: of pictures in a grid; there are none of latents without a `vae`.
 
         Raises: TrainError, ConverterError, OSError for a VAE that is not sound or does not fit.
@@ -37,7 +37,7 @@ class Sampler:
         self._generator: Generator | None = None
         if self.count:
             try:
-                self._decoder = make_decoder(record.encoder, find_vae(record.encoder, vae, Fetching()) if vae else None)
+                self._decoder = make_decoder(record.encoder, find_vae(record.encoder, vae, fetching) if vae else None)
             except ValueError as error:
                 raise TrainError(f"{vae}: {error}") from None
 

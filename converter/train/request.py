@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConverterError, UsageError
+from ..sources import Fetching
 
 KI, MI = 2**10, 2**20
 PRESET = "edm2-img512-s"
@@ -34,7 +35,7 @@ class TrainRequest:
     float16 on GPUs. remat: as in `Precond`. fsdp: the state is split over the devices. status, snapshot, checkpoint:
     every so many images; 0 for never, but for the checkpoint at the end. snapshot_dtype: of snapshots' weights. pkl:
     snapshots also in NVlabs' container. keep: how many checkpoints stay, 0 for all. samples: pictures in the grid that
-    is drawn at each snapshot, with a VAE's folder or file for latents.
+    is drawn at each snapshot, with a VAE's folder or file for latents, which may be fetched.
     Raises: UsageError for values that make no sense in themselves.
     """
 
@@ -73,6 +74,7 @@ class TrainRequest:
     samples: int = 64
     vae: str | None = None
     seed: int = 0
+    fetching: Fetching = field(default_factory=Fetching)
 
     def __post_init__(self):
         if self.init is not None and (self.resume is not None or self.config_from is not None):
