@@ -13,6 +13,7 @@ from jax_edm2.remote.files import RETRIES, SLOWEST, NotThereError, RemoteFile
 from jax_edm2.remote.urls import LOGIN, bucket_parts
 from jax_edm2.tensors import CheckpointError
 
+_NOT_THERE = "there is no such object, or no such bucket; is the name right?"
 _CHANGED = "was changed while it was read; read it again"
 
 
@@ -91,16 +92,21 @@ def _explained(url: str) -> Iterator[None]:
     from obstore import exceptions
 
     login = LOGIN[url[:2]]
+    refused = f"the store refuses it to who you are; {login}"
     try:
         yield
     except FileNotFoundError:
-        raise NotThereError(f"{url}: there is no such object, or no such bucket; is the name right?") from None
+        raise NotThereError(f"{url}: {_NOT_THERE}") from None
     except exceptions.PreconditionError:
         raise CheckpointError(f"{url}: {_CHANGED}") from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-        raise CheckpointError(f"{url}: the store refuses it to who you are; {login}") from None
+        raise CheckpointError(f"{url}: {refused}") from None
     except exceptions.BaseError as error:
         line = str(error).partition("\n")[0]
+        if "404 Not Found" in line:  # of a listing
+            raise NotThereError(f"{url}: {_NOT_THERE}") from None
+        if re.search("(401|403) [UF]", line):  # likewise
+            raise CheckpointError(f"{url}: {refused}") from None
         if re.search(r"//169\.254\.|/latest/|/computeMetadata/", line):  # where credentials are looked for last
             raise CheckpointError(f"{url}: there are no credentials; {login}") from None
         line = re.sub(r"\?\S*", "", line)  # what is signed

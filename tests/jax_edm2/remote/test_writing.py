@@ -15,7 +15,7 @@ def place(request, monkeypatch):
     """Either store, and what reads from it: (server, URL, bytes or None)."""
     if request.param == "s3":
         server = request.getfixturevalue("s3")
-        for key in list(server.keys()):
+        for key in list(server.names()):
             server.delete(key)
         return server, "s3://bucket/new/tuned.safetensors", lambda: server.get("new/tuned.safetensors")
     server = request.getfixturevalue("hub")
@@ -49,7 +49,7 @@ def test_what_fails_before_its_end_leaves_nothing(place):
     server, url, _ = place
     with pytest.raises(ZeroDivisionError):
         upload(url, b"half", meanwhile=lambda: 1 / 0)
-    assert not (server.at(REPO, "main")[1] if isinstance(server, Hub) else server.keys())
+    assert not (server.at(REPO, "main")[1] if isinstance(server, Hub) else server.names())
 
 
 def test_an_upload_that_breaks_off(s3):
