@@ -21,7 +21,7 @@ from .progress import Progress, Warn, silent
 from .writers import Writers, missing
 
 if TYPE_CHECKING:
-    from .pictures import Folder
+    from .folders import Folder
 
 
 GRID_ALONE = "--grid goes with neither --latents nor several processes"
@@ -83,7 +83,8 @@ def sample(
     import jax
     from jax.errors import JaxRuntimeError
 
-    from .pictures import Folder, contact_sheet
+    from .folders import folder_at
+    from .pictures import contact_sheet
 
     resolved = resolve(request)
     if request.grid and jax.process_count() > 1:
@@ -91,7 +92,7 @@ def sample(
     sheet = within(request.outdir, "grid.png") if request.grid else None
     suffix = ".npy" if request.latents else ".png"
     with contextlib.closing(
-        Folder(request.outdir, subdirs=request.subdirs, suffix=suffix, keep=request.grid)
+        folder_at(request.outdir, subdirs=request.subdirs, suffix=suffix, keep=request.grid)
     ) as folder:
         if isinstance(sheet, Path) and sheet.is_dir():
             raise SampleError(f"{sheet}: is a folder and would be lost; choose another --outdir")
@@ -105,7 +106,7 @@ def sample(
                 raise
             raise SampleError(gave_up(error, "try a smaller --batch or --vae-batch")) from None
         if sheet is not None:
-            contact_sheet([folder.here(seed) for seed in request.seeds], sheet)
+            contact_sheet([folder.file(seed) for seed in request.seeds], sheet)
     return SampleReport(request.outdir, *counts, prepared.about, sheet)
 
 
@@ -135,7 +136,7 @@ def _draw(
     generator = prepared.generator
     with contextlib.ExitStack() as stack:
         writers = stack.enter_context(
-            Writers(folder, about, stack.enter_context(progress(str(folder.path), len(todo))))
+            Writers(folder, about, stack.enter_context(progress(str(request.outdir), len(todo))))
         )
         total = generator.evaluations * generator.batches(len(todo), request.batch)
         told = None if steps is None else stack.enter_context(steps(prepared.name, total))

@@ -13,7 +13,7 @@ from .progress import Advance
 if TYPE_CHECKING:
     from jax_edm2.generation import Batch
 
-    from .pictures import Folder
+    from .folders import Folder
 
 WRITERS = 4  # threads that write pictures
 
@@ -76,7 +76,7 @@ def missing(
         seed, differences = differing[0]
         others = f" and {len(differing) - 1:,} more were" if len(differing) > 1 else " was"
         raise SampleError(
-            f"{folder.file(seed)}{others} made otherwise: {listing(differences)}; choose another --outdir, or redraw "
+            f"{folder.shown(seed)}{others} made otherwise: {listing(differences)}; choose another --outdir, or redraw "
             "with --force"
         )
     return [seed for seed, differences in zip(seeds, found, strict=True) if differences is None or differences]

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from jax_edm2.converter.pictures import Folder, PictureError, contact_sheet
+from jax_edm2.converter.folders import Folder
+from jax_edm2.converter.pictures import PictureError, contact_sheet
 
 
 def test_arrays_that_are_torn(tmp_path):
