@@ -209,7 +209,10 @@ def ref(data, dest, num, seed, workers, force, json_, **options):
 
 @edm2_metrics.command(context_settings=SETTINGS)
 @click.option(
-    "--indir", type=StoredPath(), required=True, help="Folder of snapshots, -KIMG-STD.pkl; or a published run's name."
+    "--indir",
+    type=StoredPath(),
+    required=True,
+    help="Folder of snapshots, -KIMG-STD.pkl, also a store's; or a published run's name.",
 )
 @click.option("--outkimg", type=click.IntRange(1), help="Their time.  [default: the last]")
 @click.option(

@@ -38,11 +38,11 @@ Exit codes: 0 done, 2 wrong usage or an input that is missing, broken or refused
     "--indir",
     type=StoredPath(),
     required=True,
-    help="Folder of snapshots, -KIMG-STD.pkl; or a published run's name.",
+    help="Folder of snapshots, -KIMG-STD.pkl, also a store's; or a published run's name.",
 )
 @click.option("--inprefix", metavar="NAME", help="Only this run's: what stands before -KIMG-STD.pkl.")
 @click.option("--instd", type=Stds(), help="Only those with these relative standard deviations.")
-@click.option("--outdir", type=StoredPath(file_okay=False), required=True, help="Folder for averages.")
+@click.option("--outdir", type=StoredPath(file_okay=False), required=True, help="Folder for averages, also a store's.")
 @click.option("--outprefix", metavar="NAME", default="phema", show_default=True, help="How their names begin.")
 @click.option("--outstd", type=Stds(), required=True, help="Their relative standard deviations: 0.010,0.015,...,0.250.")
 @click.option("--outkimg", type=click.IntRange(1), help="Their time, one of the snapshots'.  [default: the last]")

@@ -39,7 +39,9 @@ pictures that are finished are kept, and --skip-existing goes on from there.
 
 
 @click.command(name="edm2-sample", epilog=EPILOG, context_settings=SETTINGS)
-@click.option("--outdir", type=StoredPath(file_okay=False), required=True, help="Folder for pictures.")
+@click.option(
+    "--outdir", type=StoredPath(file_okay=False), required=True, help="Folder for pictures, also s3:// or gs://."
+)
 @click.option("--subdirs", is_flag=True, help="Make a folder for every 1000 seeds.")
 @click.option("--seeds", type=Seeds(10_000_000), default="16-19", show_default=True, help="A picture each: 1,2,5-10.")
 @drawing_options
