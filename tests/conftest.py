@@ -3,10 +3,10 @@ import os
 import shutil
 import tempfile
 
+from tests.support.compiling import flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two devices; and code that LLVM has not optimised, which takes half the time to make. Numbers as users see them are
-# held to PyTorch's by `make first-minutes`, `make readme` and the surveys, where nothing sets these flags.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", flags(devices=2))  # before jax is imported
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test has compiled, in any process, no other does again
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="edm2-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
