@@ -3,10 +3,10 @@ import os
 import shutil
 import tempfile
 
+from tests.support.compiling import flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two devices; and code that LLVM has not optimised, which takes half the time to make. Numbers as users see them are
-# held to PyTorch's by `make first-minutes`, `make readme` and the surveys, where nothing sets these flags.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", flags(devices=2))  # before jax is imported
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test has compiled, in any process, no other does again
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="edm2-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -30,7 +30,9 @@ from jax_edm2.converter.downloads import download
 from jax_edm2.converter.downloads.cache import Cache
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.converter.snapshot import read_snapshot
+from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.support.hub import Hub, pointed_at
+from tests.support.networks import TINY_DIGITS, network
 from tests.support.s3 import S3
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -72,6 +74,27 @@ def converted(snapshot_path, tmp_path_factory):
     with read_snapshot(snapshot_path) as snapshot:
         convert(snapshot, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_pkl(tmp_path_factory):
+    """A random network of the digits' shape, which is compiled in a tenth of their time."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pkl"
+    write_snapshot(path, network(TINY_DIGITS, 1))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_guide_pkl(tiny_pkl):
+    """Another one, to guide it."""
+    path = tiny_pkl.with_name("tiny-guide.pkl")
+    write_snapshot(path, network(TINY_DIGITS, 2))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_pkl, tmp_path_factory):
+    return converted(tiny_pkl, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

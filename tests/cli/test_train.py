@@ -10,12 +10,13 @@ import pytest
 
 from jax_edm2.checkpoint import read_record
 from tests.support.command_line import Tool
+from tests.support.compiling import flags
 from tests.support.datasets import small_dataset, write_dataset
 from tests.support.trainings import BATCH
 
 TRAIN = Tool("edm2-train", [])
 
-NETWORK = ["--channels=8", "--network=channel_mult=[1,2]", "--network=num_blocks=1", "--network=attn_resolutions=[4]",
+NETWORK = ["--channels=8", "--network=channel_mult=[1,2]", "--network=num_blocks=0", "--network=attn_resolutions=[4]",
            "--network=channels_per_head=8", "--network=logvar_channels=16"]  # fmt: skip
 SMALL = [*NETWORK, f"--batch={BATCH}", "--samples=0", "--snapshot=0"]
 
@@ -156,7 +157,7 @@ def test_two_processes_are_one_training(folder, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     more = [f"--data={folder / 'data.zip'}", *SMALL, "--duration=24", "--rampup=0", "--lr=1e-3", "--device=cpu"]
-    one = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
+    one = {"XLA_FLAGS": flags(devices=1)}
     processes = [
         tool.start(
             f"--outdir={tmp_path / 'two'}", *more, "--fsdp", f"--coordinator=127.0.0.1:{port}", "--num-processes=2",

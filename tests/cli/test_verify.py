@@ -307,13 +307,13 @@ def test_training_goes_on_from_one_state(tmp_path):
     assert len(found) == 4 + 5 * sum(name.startswith("nu/") for name in found)
     assert max(m["error"] for m in found.values()) < 2e-5  # measured: 2e-6
     stored = jax_edm2.load_training_state(tmp_path / "state")
-    layer = stored.mu["unet"]["enc_8x8_block0"]["conv_res0"]
+    layer = stored.mu["unet"]["enc_4x4_down"]["conv_res0"]
     layer["mpconv_weight"] = layer["mpconv_weight"] * 1.001
     jax_edm2.save_training_state(tmp_path / "other", stored)
     done = run("--truth", truth, "--checkpoint", tmp_path / "other", *of_net, "--json")
     assert done.returncode == 1, done
     failed = [m["name"] for m in json.loads(done.stdout)["measurements"]["training"] if not m["agrees"]]
-    assert "mu/unet.enc.8x8_block0.conv_res0.weight" in failed
+    assert "mu/unet.enc.4x4_down.conv_res0.weight" in failed
     average = ("--truth", truth, "--checkpoint", tmp_path / "state", "--weights", "ema-0.100")
     fails(*average, text="its training goes on from a training state: give that, with --weights net")
 

@@ -16,7 +16,7 @@ def test_case(edit, legal, tmp_path):
 
 
 def test_mutants():
-    outcomes, problems = mutants(500, 1)
+    outcomes, problems = mutants(150, 1)
     assert problems == []
-    assert sum(count for (_, outcome), count in outcomes.items() if outcome == "accepted") > 100  # or it tests little
-    assert sum(count for (_, outcome), count in outcomes.items() if outcome == "refused") > 200
+    assert sum(count for (_, outcome), count in outcomes.items() if outcome == "accepted") > 30  # or it tests little
+    assert sum(count for (_, outcome), count in outcomes.items() if outcome == "refused") > 60

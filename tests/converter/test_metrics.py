@@ -88,9 +88,9 @@ def test_a_folder_of_many_kinds_of_pictures(ref, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
-@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (8, 1), (1, 2)])
+@pytest.mark.parametrize(("devices", "processes"), [(8, 1), (1, 2)])
 def test_any_number_of_devices_and_processes(data, tmp_path, devices, processes):
-    """The same moments to 1e-12: 150 pictures in batches that they do not fill."""
+    """The same moments to 1e-12 as of two devices: 150 pictures in batches that they do not fill."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
@@ -108,11 +108,11 @@ def test_any_number_of_devices_and_processes(data, tmp_path, devices, processes)
 
 
 def test_killed_at_any_moment(data, tmp_path):
-    """The same command goes on, and ends with the same moments."""
+    """The same command goes on, and ends with the same moments; `make metrics` kills more."""
     arguments = (str(data), str(tmp_path / "killed.pkl"), str(tmp_path / "progress"))
     longest = children.duration(children.reference, (*arguments[:1], str(tmp_path / "whole.pkl"), str(tmp_path / "p")))
-    kills = sum(children.kill_at_random(children.reference, arguments, longest, seed) for seed in range(6))
-    assert kills >= 2
+    kills = sum(children.kill_at_random(children.reference, arguments, longest, seed) for seed in range(3))
+    assert kills
     process = children.start(children.reference, *arguments)
     process.join()
     assert process.exitcode == 0
@@ -169,11 +169,11 @@ def test_progress_that_is_damaged(data, tmp_path, ref):
         assert str(caught.value).startswith(str(part))
 
 
-def test_a_network(digits_checkpoint, ref, tmp_path):
+def test_a_network(tiny_checkpoint, ref, tmp_path):
     """The pictures are those that edm2-sample writes, and of several seeds the least counts."""
     from jax_edm2.converter.sample import SampleRequest, sample
 
-    options = {"net": str(digits_checkpoint), "num_steps": 2, "rng": "jax", "batch": 16}
+    options = {"net": str(tiny_checkpoint), "num_steps": 2, "rng": "jax", "batch": 16}
     sample(SampleRequest(tmp_path / "out", range(40, 80), **options))
     wanted = calc(CalcRequest(images=tmp_path / "out", ref=ref, num=40, detection=DINO)).best["fd_dinov2"]
     lines = []
@@ -185,18 +185,18 @@ def test_a_network(digits_checkpoint, ref, tmp_path):
     assert values[1] == pytest.approx(wanted, rel=1e-9)
     assert report.best["fd_dinov2"] == min(values)
     assert [each.pictures["seed"] for each in report.results] == [0, 40]
-    assert report.to_json()["about"]["network"]["name"] == digits_checkpoint.name
+    assert report.to_json()["about"]["network"]["name"] == tiny_checkpoint.name
 
 
-def test_a_sweep(tmp_path, ref, digits_pkl, digits_guide_pkl):
+def test_a_sweep(tmp_path, ref, tiny_pkl, tiny_guide_pkl):
     """Over two lengths and two weights; interrupted, it goes on; its rows are those of gen."""
     import shutil
 
     indir = tmp_path / "snapshots"
     indir.mkdir()
-    for name, source in (("0000262-0.050", digits_pkl), ("0000262-0.100", digits_guide_pkl)):
-        shutil.copy(source, indir / f"digits-{name}.pkl")
-    draw = DrawRequest(num_steps=1, rng="jax", gnet=str(digits_guide_pkl), batch=16)
+    for name, source in (("0000262-0.050", tiny_pkl), ("0000262-0.100", tiny_guide_pkl)):
+        shutil.copy(source, indir / f"tiny-{name}.pkl")
+    draw = DrawRequest(num_steps=1, rng="jax", gnet=str(tiny_guide_pkl), batch=16)
     request = SweepRequest(
         indir=indir, outdir=tmp_path / "sweep", outstd=(0.05, 0.08), draw=draw, ref=ref, guidance=(1.0, 2.0), num=16,
         detection=DINO,

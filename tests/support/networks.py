@@ -11,6 +11,10 @@ from jax_edm2.torch_ref.network import Precond
 from jax_edm2.torch_ref.snapshot import randomize
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+TINY_DIGITS = {
+    "img_resolution": 8, "img_channels": 1, "label_dim": 10, "model_channels": 8, "channel_mult": [1], "num_blocks": 0,
+    "attn_resolutions": [8], "channels_per_head": 8, "logvar_channels": 4,
+}  # fmt: skip
 
 
 @st.composite

@@ -9,7 +9,7 @@ from jax_edm2.torch_ref.training import EDM2Loss, PowerFunctionEMA
 
 TINY = {
     "img_resolution": 8, "img_channels": 3, "label_dim": 4, "model_channels": 8, "channel_mult": [1, 2],
-    "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "logvar_channels": 16,
+    "num_blocks": 0, "attn_resolutions": [4], "channels_per_head": 8, "logvar_channels": 16,
 }  # fmt: skip
 BATCH = 1024
 

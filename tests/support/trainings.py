@@ -5,7 +5,7 @@ from pathlib import Path
 from jax_edm2.converter.train.request import TrainRequest
 
 BATCH = 8
-NETWORK = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8,
+NETWORK = {"channel_mult": [1, 2], "num_blocks": 0, "attn_resolutions": [4], "channels_per_head": 8,
            "logvar_channels": 16}  # fmt: skip
 
 

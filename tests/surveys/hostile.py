@@ -52,7 +52,7 @@ class Seen:
 def run(case: Input, folder: Path) -> Seen:
     """Give an input to its command in a separate process, and look at everything around it."""
     case.build(folder / case.file)
-    before = sorted(folder.rglob("*"))
+    before = set(folder.rglob("*"))  # of which there may be thousands
     log = folder.parent / f"{folder.name}.log"
     process = children.start(children.watched, case.command, str(folder), str(log))
     process.join(PATIENCE)

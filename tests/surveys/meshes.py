@@ -6,7 +6,9 @@ replicated, and uncommitted; in and out of `jax.set_mesh`.
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+from tests.support.compiling import flags
+
+os.environ["XLA_FLAGS"] = flags(devices=4)
 
 import contextlib
 import itertools

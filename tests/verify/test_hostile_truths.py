@@ -69,7 +69,7 @@ def test_bits_flipped(tmp_path):
     path.write_bytes(data)
     facts, arrays = read_all(path)
     rng, refusals = np.random.default_rng(0), 0
-    for position in rng.integers(len(data), size=300):
+    for position in rng.integers(len(data), size=100):
         changed = bytearray(data)
         changed[position] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
@@ -81,14 +81,14 @@ def test_bits_flipped(tmp_path):
         assert found == facts
         assert values.keys() == arrays.keys()
         assert all(np.array_equal(values[key], arrays[key], equal_nan=True) for key in arrays)
-    assert refusals > 200
+    assert refusals > 60
 
 
 def test_mutants(tmp_path):
     """Of truth.json, of headers and of the directory; make fuzz does more."""
-    ends = fuzz(tmp_path, 300)
-    assert sum(ends.values()) == 300
-    assert ends["refused"] > 150
+    ends = fuzz(tmp_path, 80)
+    assert sum(ends.values()) == 80
+    assert ends["refused"] > 40
     assert len(ends) > 1  # some mean something else, and are judged by
 
 
