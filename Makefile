@@ -66,7 +66,7 @@ trainings: $(READY)  ## training in JAX beside torch_ref, and NVlabs' own loop: 
 jax-flow: $(READY)  ## kvfrans/jax-flow's own trainer on converted weights: make jax-flow ARGS="--jax-flow DIR"
 	$(BIN)/python -m tests.surveys.jax_flow $(ARGS)
 
-kills: $(READY)  ## trainings that are killed 50 times at random moments, and what comes of them in the end
+kills: $(READY)  ## trainings, conversions and averages, killed at random moments, and what comes of them
 	$(BIN)/python -m tests.surveys.kills $(ARGS)
 
 meshes: $(READY)  ## every function that computes, on meshes of four (host) devices of every kind

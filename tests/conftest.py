@@ -98,6 +98,17 @@ def tiny_checkpoint(tiny_pkl, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_guide_checkpoint(tiny_guide_pkl, tmp_path_factory):
+    return converted(tiny_guide_pkl, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_network(tiny_checkpoint):
+    """The tiny network and its variables."""
+    return jax_edm2.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
 def digits(digits_checkpoint):
     """The digits network and its variables."""
     return jax_edm2.load(digits_checkpoint)

@@ -38,7 +38,7 @@ TOOL = Tool("edm2-sample", COMMAND)
 start, run, fails = TOOL.start, TOOL.run, TOOL.fails
 QUICK = ("--steps=2", "--device=cpu")
 LATENT = {
-    "img_resolution": 8, "img_channels": 4, "label_dim": 5, "model_channels": 8, "channel_mult": [1], "num_blocks": 1,
+    "img_resolution": 8, "img_channels": 4, "label_dim": 5, "model_channels": 8, "channel_mult": [1], "num_blocks": 0,
     "attn_resolutions": [], "channels_per_head": 8,
 }  # fmt: skip
 
@@ -83,8 +83,8 @@ def test_pictures_are_those_of_torch_ref(digits_pkl, digits_guide_pkl, tmp_path)
     assert about == {name: value for name, value in report.items() if name in about}
 
 
-def test_a_checkpoint_and_its_snapshot_give_the_same(digits_pkl, digits_checkpoint, tmp_path):
-    for name, net in (("a", digits_pkl), ("b", digits_checkpoint)):
+def test_a_checkpoint_and_its_snapshot_give_the_same(tiny_pkl, tiny_checkpoint, tmp_path):
+    for name, net in (("a", tiny_pkl), ("b", tiny_checkpoint)):
         result = run(
             f"--net={net}", f"--outdir={tmp_path / name}", "--seeds=999-1001", "--class=7", "--subdirs", *QUICK
         )
@@ -97,11 +97,11 @@ def test_a_checkpoint_and_its_snapshot_give_the_same(digits_pkl, digits_checkpoi
         assert images[0].text["class"] == "7"
 
 
-def test_a_guided_checkpoint_knows_its_guide(digits_checkpoint, digits_guide_checkpoint, tmp_path):
+def test_a_guided_checkpoint_knows_its_guide(tiny_checkpoint, tiny_guide_checkpoint, tmp_path):
     """As edm2-convert leaves it for a guided preset."""
-    (tmp_path / "guide.safetensors").write_bytes(digits_guide_checkpoint.read_bytes())
-    net, variables = jax_edm2.load(digits_checkpoint)
-    record = jax_edm2.read_record(digits_checkpoint)
+    (tmp_path / "guide.safetensors").write_bytes(tiny_guide_checkpoint.read_bytes())
+    net, variables = jax_edm2.load(tiny_checkpoint)
+    record = jax_edm2.read_record(tiny_checkpoint)
     record = dataclasses.replace(record, sampler=Sampler(guidance=1.9, guide="guide.safetensors"))
     jax_edm2.save(tmp_path / "net.safetensors", net, variables, record=record)
     arguments = (f"--net={tmp_path / 'net.safetensors'}", f"--outdir={tmp_path}", "--seeds=1", "--json", *QUICK)
@@ -116,19 +116,19 @@ def test_a_guided_checkpoint_knows_its_guide(digits_checkpoint, digits_guide_che
     fails(*arguments, text="its record names a guide '../guide.safetensors', which is no file name")
 
 
-def test_guidance_of_zero_is_the_guide(digits_checkpoint, digits_guide_checkpoint, tmp_path):
-    guided = (f"--net={digits_checkpoint}", f"--gnet={digits_guide_checkpoint}", "--guidance=0")
+def test_guidance_of_zero_is_the_guide(tiny_checkpoint, tiny_guide_checkpoint, tmp_path):
+    guided = (f"--net={tiny_checkpoint}", f"--gnet={tiny_guide_checkpoint}", "--guidance=0")
     assert run(*guided, f"--outdir={tmp_path / 'a'}", *QUICK).returncode == 0
-    assert run(f"--net={digits_guide_checkpoint}", f"--outdir={tmp_path / 'b'}", *QUICK).returncode == 0
+    assert run(f"--net={tiny_guide_checkpoint}", f"--outdir={tmp_path / 'b'}", *QUICK).returncode == 0
     for name in pictures(tmp_path / "a"):
         assert np.array_equal(*(np.asarray(Image.open(tmp_path / folder / name)) for folder in "ab"))
 
 
-def test_an_orbax_checkpoint(digits, digits_checkpoint, tmp_path):
+def test_an_orbax_checkpoint(tiny_network, tiny_checkpoint, tmp_path):
     """Whose metadata take JAX to be read: the device is chosen before that."""
-    record = jax_edm2.read_record(digits_checkpoint)
-    jax_edm2.save(tmp_path / "digits", *digits, record=record)
-    arguments = (f"--net={tmp_path / 'digits'}", f"--outdir={tmp_path / 'a'}", "--seeds=1", "--steps=2")
+    record = jax_edm2.read_record(tiny_checkpoint)
+    jax_edm2.save(tmp_path / "net", *tiny_network, record=record)
+    arguments = (f"--net={tmp_path / 'net'}", f"--outdir={tmp_path / 'a'}", "--seeds=1", "--steps=2")
     fails(*arguments, "--device=gpu", text="JAX finds no gpu here")
     fails(*arguments, f"--sha256={'0' * 64}", text="is a folder, which has no sha256")
     assert run(*arguments, "--device=cpu").returncode == 0
@@ -170,8 +170,8 @@ def test_latents_and_their_vae(latent_pkl, vae_folder, tmp_path):
     fails(*arguments, "--vae=nowhere", text="nowhere: there is no such file")
 
 
-def test_rounding_needs_float16(digits, digits_checkpoint, tmp_path):
-    net, variables = digits
+def test_rounding_needs_float16(tiny_network, tiny_checkpoint, tmp_path):
+    net, variables = tiny_network
     variables = jax.tree.map(lambda leaf: leaf.astype("float32"), variables)
     jax_edm2.save(tmp_path / "net.safetensors", net, variables)
     arguments = (f"--outdir={tmp_path / 'out'}", "--nvlabs-rounding", *QUICK)
@@ -180,16 +180,16 @@ def test_rounding_needs_float16(digits, digits_checkpoint, tmp_path):
     )
 
 
-def test_nobody_listens(digits_checkpoint, tmp_path):
+def test_nobody_listens(tiny_checkpoint, tmp_path):
     """A closed standard error is no reason to stop."""
-    arguments = [*COMMAND, f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=1", *QUICK]
+    arguments = [*COMMAND, f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--seeds=1", *QUICK]
     script = shlex.join(arguments) + " 2>&-"
     assert subprocess.run(["sh", "-c", script], env={**os.environ, "PYTHONPATH": ROOT}).returncode == 0
     assert list(pictures(tmp_path)) == ["000001.png"]
 
 
-def test_skipping_and_the_grid(digits_checkpoint, tmp_path):
-    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--grid", *QUICK)
+def test_skipping_and_the_grid(tiny_checkpoint, tmp_path):
+    arguments = (f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--grid", *QUICK)
     assert run(*arguments, "--seeds=0-2").returncode == 0
     before = (tmp_path / "000001.png").stat().st_mtime_ns
     result = run(*arguments, "--seeds=0-4", "--skip-existing")
@@ -202,8 +202,8 @@ def test_skipping_and_the_grid(digits_checkpoint, tmp_path):
     assert run(*arguments, "--seeds=0-4", "--skip-existing").stdout.startswith(f"{tmp_path}: 0 pictures, 5 there")
 
 
-def test_what_is_torn_or_of_another_seed_is_made_again(digits_checkpoint, tmp_path):
-    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=0-7", "--skip-existing", *QUICK)
+def test_what_is_torn_or_of_another_seed_is_made_again(tiny_checkpoint, tmp_path):
+    arguments = (f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--seeds=0-7", "--skip-existing", *QUICK)
     assert run(*arguments).returncode == 0
     whole = pictures(tmp_path)
     for seed, data in enumerate((
@@ -222,9 +222,9 @@ def test_what_is_torn_or_of_another_seed_is_made_again(digits_checkpoint, tmp_pa
     assert result.stderr == ""
 
 
-def test_other_settings_do_not_mix(digits_checkpoint, tmp_path):
+def test_other_settings_do_not_mix(tiny_checkpoint, tmp_path):
     """Those that a picture was made with stand in it."""
-    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--skip-existing", *QUICK)
+    arguments = (f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--skip-existing", *QUICK)
     assert run(*arguments, "--seeds=0-2").returncode == 0
     (tmp_path / "000007.png").write_bytes((tmp_path / "000001.png").read_bytes())  # of another seed
     before = pictures(tmp_path)
@@ -241,24 +241,24 @@ def test_other_settings_do_not_mix(digits_checkpoint, tmp_path):
     fails(*arguments, "--seeds=9", text="000009.png was made otherwise: it does not say how; choose another --outdir")
 
 
-def test_latents_do_not_say_how_they_were_made(digits_checkpoint, tmp_path):
-    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--skip-existing", "--latents", *QUICK)
+def test_latents_do_not_say_how_they_were_made(tiny_checkpoint, tmp_path):
+    arguments = (f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--skip-existing", "--latents", *QUICK)
     assert run(*arguments, "--seeds=0-1").stderr == ""
     warned = run(*arguments, "--seeds=0-2", "--steps=3")
     assert warned.stderr == "edm2-sample: warning: 2 arrays are left, which do not say how they were made\n"
 
 
-def test_networks_that_are_not_finite(digits, digits_checkpoint, tmp_path):
+def test_networks_that_are_not_finite(tiny_network, tiny_checkpoint, tmp_path):
     """Black pictures, they gave, and exit code 0."""
-    net, variables = digits
-    record = jax_edm2.read_record(digits_checkpoint)
+    net, variables = tiny_network
+    record = jax_edm2.read_record(tiny_checkpoint)
     spoilt = jax.tree.map(lambda leaf: leaf, variables)
     spoilt["params"]["unet"]["out_gain"] = np.float16(np.inf)
     jax_edm2.save(tmp_path / "bad.safetensors", net, spoilt, record=record)
     out = f"--outdir={tmp_path / 'out'}"
     says = "bad.safetensors: has values that are NaN or infinite, in params/unet/out_gain (1)"
     fails(f"--net={tmp_path / 'bad.safetensors'}", out, *QUICK, text=says)
-    guided = (f"--net={digits_checkpoint}", f"--gnet={tmp_path / 'bad.safetensors'}", "--guidance=2")
+    guided = (f"--net={tiny_checkpoint}", f"--gnet={tmp_path / 'bad.safetensors'}", "--guidance=2")
     fails(*guided, out, *QUICK, text=says)
     # Weights that are finite, and values that are not
     huge = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
@@ -270,13 +270,13 @@ def test_networks_that_are_not_finite(digits, digits_checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_processes_on_loopback(digits_checkpoint, tmp_path):
+def test_two_processes_on_loopback(tiny_checkpoint, tmp_path):
     """Each takes its share, and the pictures are those of one process, byte for byte."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Compiled for the same number of pictures on each device.
-    arguments = (f"--net={digits_checkpoint}", "--seeds=5-12", "--batch=2", *QUICK)
+    arguments = (f"--net={tiny_checkpoint}", "--seeds=5-12", "--batch=2", *QUICK)
     cluster = (f"--coordinator=127.0.0.1:{port}", "--num-processes=2")
     processes = [start(*arguments, f"--outdir={tmp_path / 'two'}", *cluster, f"--process-id={i}") for i in range(2)]
     for process in processes:
@@ -288,9 +288,9 @@ def test_two_processes_on_loopback(digits_checkpoint, tmp_path):
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
 
 
-def test_interrupted(digits_checkpoint, tmp_path):
+def test_interrupted(tiny_checkpoint, tmp_path):
     """Ctrl-C keeps what is finished, whole, and --skip-existing goes on from there."""
-    arguments = (f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--batch=1", *QUICK)
+    arguments = (f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--batch=1", *QUICK)
     process = start(*arguments, "--seeds=0-9999")
     while not list(tmp_path.glob("*.png")):
         assert process.poll() is None
@@ -347,11 +347,11 @@ def test_what_is_refused(digits_pkl, latent_pkl, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a tmpfs")
-def test_a_disk_that_is_really_full(digits_checkpoint, tmp_path):
+def test_a_disk_that_is_really_full(tiny_checkpoint, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        result = run(f"--net={digits_checkpoint}", f"--outdir={tmp_path}", "--seeds=0-99", *QUICK)
+        result = run(f"--net={tiny_checkpoint}", f"--outdir={tmp_path}", "--seeds=0-99", *QUICK)
         assert result.returncode == 2
         finished = pictures(tmp_path)
         *counted, last = result.stderr.splitlines()

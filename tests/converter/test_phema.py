@@ -20,29 +20,18 @@ from jax_edm2.converter.phema import PhemaError, PhemaRequest, reconstruct
 from jax_edm2.converter.snapshot import Snapshot, read_snapshot
 from jax_edm2.ema import nvlabs_coefficients, posthoc_coefficients
 from jax_edm2.torch_ref.snapshot import write_snapshot
-from tests.support import children
-from tests.support.children import duration, kill_at_random
 from tests.support.command_line import Tool
+from tests.support.killed import AVERAGED as CONFIG
+from tests.support.killed import STDS, TIMES, WANTED, reconstructions, write_snapshots
 from tests.support.listener import Listener
 from tests.support.networks import network
 
-CONFIG = {
-    "img_resolution": 8, "img_channels": 2, "label_dim": 3, "model_channels": 8, "channel_mult": [1, 2],
-    "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8,
-}  # fmt: skip
-TIMES, STDS = (65, 131, 262, 524), (0.05, 0.1)
-WANTED = (0.04, 0.075, 0.15, 0.25)
 PHEMA = Tool("edm2-phema", [])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Snapshots of a small network at several times."""
-    path = tmp_path_factory.mktemp("raw")
-    for i, kimg in enumerate(TIMES):
-        for j, std in enumerate(STDS):
-            write_snapshot(path / f"run-{kimg:07d}-{std:.3f}.pkl", network(CONFIG, seed=2 * i + j))
-    return path
+    return write_snapshots(tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture(scope="module")
@@ -162,27 +151,9 @@ def test_formats_hold_the_same(folder, tmp_path):
         PhemaRequest(folder, tmp_path, (0.15,), format="pkl", dtype="float32")
 
 
-def test_killed_at_any_moment(folder, tmp_path, monkeypatch):
-    """SIGKILL at 50 random moments: outputs are old or new, and who goes on gets what nobody interrupted."""
-    monkeypatch.setattr(averages, "PIECE", 999)
-    request = PhemaRequest(folder, tmp_path / "whole", WANTED)
-    whole = {made.path.name: made.path.read_bytes() for made in reconstruct(request).made}
-    out, resumed = tmp_path / "out", 0
-    arguments = str(folder), str(out), WANTED
-    longest = 1.2 * sorted(duration(children.phema, arguments) for _ in range(3))[1]
-    for i in range(50):
-        shutil.rmtree(out)
-        kill_at_random(children.phema, arguments, longest, i)
-        left = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} if out.exists() else {}
-        assert left.items() <= whole.items()
-        journals = list(out.glob(".phema-0000524-*.phema/journal"))
-        resumed += bool(journals) and '"tensor"' in journals[0].read_text()
-        if left and not journals:
-            assert left == whole
-            continue
-        reconstruct(dataclasses.replace(request, outdir=out))
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
-    assert resumed
+def test_killed_at_any_moment(folder, tmp_path):
+    """SIGKILL at random moments; `make kills` does more."""
+    assert reconstructions(folder, tmp_path, 12)
 
 
 def test_it_goes_on_where_it_was(folder, tmp_path, monkeypatch):

@@ -6,52 +6,25 @@ import shutil
 import pytest
 
 from jax_edm2 import files, read_record
-from jax_edm2.converter.convert import convert
-from jax_edm2.converter.snapshot import read_snapshot
 from jax_edm2.files import whole_or_nothing
-from jax_edm2.torch_ref.snapshot import write_snapshot
-from tests.jax_edm2.test_parity import CONFIG
 from tests.support import children
-from tests.support.children import duration, kill_at_random
-from tests.support.networks import network
-
-
-def names(folder):
-    return sorted(entry.name for entry in folder.iterdir())
+from tests.support.children import kill_at_random
+from tests.support.killed import conversions, names
 
 
 def test_conversion_killed_at_any_moment(tmp_path):
-    """SIGKILL at 100 random moments while an output is replaced: it is the old one or the new one."""
-    whole = {}
-    for name, seed in (("old", 0), ("new", 1)):
-        write_snapshot(
-            tmp_path / f"{name}.pkl", network({**CONFIG, "model_channels": 64, "channels_per_head": 64}, seed)
-        )
-        with read_snapshot(tmp_path / f"{name}.pkl") as snapshot:
-            convert(snapshot, tmp_path / "x.safetensors", overwrite=True)
-        whole[(tmp_path / "x.safetensors").read_bytes()] = name
-    target, folder = tmp_path / "out" / "x.safetensors", tmp_path / "out"
-    folder.mkdir()
-    seen, midst, left = {"old": 0, "new": 0}, 0, 0
-    arguments = str(tmp_path / "new.pkl"), str(target)
-    longest = 1.5 * sorted(duration(children.convert, arguments) for _ in range(5))[2]
-    for i in range(100):
-        with read_snapshot(tmp_path / "old.pkl") as snapshot:
-            convert(snapshot, target, overwrite=True)
-        assert names(folder) == ["x.safetensors"]  # what the last one left is gone
-        midst += kill_at_random(children.convert, arguments, longest, i)
-        seen[whole[target.read_bytes()]] += 1
-        left += len(names(folder)) > 1
-    assert midst > 20
+    """SIGKILL at random moments while an output is replaced: it is the old one or the new one; `make kills` does more."""
+    seen, midst, left = conversions(tmp_path, 25)
+    assert midst > 5
     assert left > 0
     assert min(seen.values()) > 0, seen
-    read_record(target)
+    read_record(tmp_path / "out" / "x.safetensors")
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
 def test_a_folder_replaced_by_a_killed_process(tmp_path, exchange):
     target = tmp_path / "x.orbax"
-    for i in range(60):
+    for i in range(20):
         children.write_folder(str(target), "old")
         assert names(tmp_path) == ["x.orbax"]
         kill_at_random(children.write_folder, (str(target), "new", exchange), 0.03, i)

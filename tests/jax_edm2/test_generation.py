@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import jax_edm2
 from jax_edm2.converter import processes
 from jax_edm2.converter.processes import ROOT
 from jax_edm2.decoding import decode_pixels, make_decoder
@@ -57,10 +58,10 @@ def test_batches(digits):
 
 
 @pytest.mark.parametrize("settings", [QUICK, Settings(num_steps=4, churn=Churn(4.0))])
-def test_two_devices_give_what_one_gives(digits, digits_guide, settings):
-    guided = Settings(**{**vars(settings), "guidance": 1.5})
+def test_two_devices_give_what_one_gives(tiny_network, tiny_guide_checkpoint, settings):
+    guided, guide = Settings(**{**vars(settings), "guidance": 1.5}), jax_edm2.load(tiny_guide_checkpoint)
     runs = [
-        collect(Generator(*digits, guide=digits_guide, settings=guided, devices=devices), range(5), batch=2)
+        collect(Generator(*tiny_network, guide=guide, settings=guided, devices=devices), range(5), batch=2)
         for devices in (jax.devices()[:1], jax.devices()[:2])
     ]
     assert [sizes for *_, sizes in runs] == [[2, 2, 1], [4, 1]]
@@ -68,11 +69,12 @@ def test_two_devices_give_what_one_gives(digits, digits_guide, settings):
     assert runs[0][1] == runs[1][1]
 
 
-def test_eight_devices_give_what_one_gives(digits_checkpoint):
+def test_eight_devices_give_what_one_gives(tiny_checkpoint):
+    """Bit for bit, of programs that are optimised as users have them."""
     code = (
         "import sys, hashlib, jax, numpy as np, jax_edm2;"
         "from jax_edm2.generation import Generator; from jax_edm2.settings import Settings;"
-        f"network = jax_edm2.load({str(digits_checkpoint)!r});"
+        f"network = jax_edm2.load({str(tiny_checkpoint)!r});"
         "generator = Generator(*network, settings=Settings(num_steps=4));"
         "batches = [np.asarray(b.latents)[:len(b.seeds)] for b in generator(range(9), batch=1)];"
         "print(len(jax.devices()), len(batches), hashlib.sha256(np.concatenate(batches).tobytes()).hexdigest())"

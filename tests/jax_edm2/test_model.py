@@ -13,8 +13,8 @@ from jax_edm2.converter.sample import SampleRequest, sample
 
 
 @pytest.fixture(scope="module")
-def model(digits_checkpoint, digits_guide_checkpoint):
-    return jax_edm2.from_pretrained(digits_checkpoint, guide=digits_guide_checkpoint, guidance=1.5)
+def model(tiny_checkpoint, tiny_guide_checkpoint):
+    return jax_edm2.from_pretrained(tiny_checkpoint, guide=tiny_guide_checkpoint, guidance=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,11 @@ def drawn(model):
     return model.sample(range(3), classes=[1, 2, 3], num_steps=2)
 
 
-def test_samples_are_those_of_edm2_sample(model, digits_checkpoint, digits_guide_checkpoint, tmp_path):
+def test_samples_are_those_of_edm2_sample(model, tiny_checkpoint, tiny_guide_checkpoint, tmp_path):
     found = model.sample([5, 6, 7], classes=3, num_steps=2)
     sample(
         SampleRequest(
-            tmp_path, net=str(digits_checkpoint), gnet=str(digits_guide_checkpoint), guidance=1.5, num_steps=2,
+            tmp_path, net=str(tiny_checkpoint), gnet=str(tiny_guide_checkpoint), guidance=1.5, num_steps=2,
             seeds=[5, 6, 7], class_idx=3,
         )
     )  # fmt: skip
@@ -78,15 +78,15 @@ def test_denoise_is_the_network_alone(model):
         model.denoise(x[0], 2.0)
 
 
-def test_a_snapshot_gives_what_its_checkpoint_gives(digits_pkl, digits_checkpoint):
-    ours, theirs = jax_edm2.from_pretrained(digits_pkl), jax_edm2.from_pretrained(digits_checkpoint)
+def test_a_snapshot_gives_what_its_checkpoint_gives(tiny_pkl, tiny_checkpoint):
+    ours, theirs = jax_edm2.from_pretrained(tiny_pkl), jax_edm2.from_pretrained(tiny_checkpoint)
     assert ours.record == theirs.record
-    assert ours.record.source.sha256 == hashlib.sha256(digits_pkl.read_bytes()).hexdigest()
+    assert ours.record.source.sha256 == hashlib.sha256(tiny_pkl.read_bytes()).hexdigest()
     for a, b in zip(*map(jax.tree.leaves, (ours.variables, theirs.variables)), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     wide = jax_edm2.from_pretrained(
-        digits_pkl, dtype=jnp.float32, compute_dtype=jnp.bfloat16, sharding=jax.devices()[1]
+        tiny_pkl, dtype=jnp.float32, compute_dtype=jnp.bfloat16, sharding=jax.devices()[1]
     )
     leaf = jax.tree.leaves(wide.variables)[0]
     assert (leaf.dtype, leaf.devices(), wide.net.dtype) == (jnp.float32, {jax.devices()[1]}, jnp.bfloat16)

@@ -1,6 +1,8 @@
 """Trainings that are killed at random moments and started again: they end bit for bit as one that was never stopped.
 
 python -m tests.surveys.kills                  # 50 kills on one device and 50 on four
+
+And conversions (100) and averages (50): outputs are old or new, and who goes on gets what nobody interrupted.
 """
 
 import argparse
@@ -15,7 +17,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jax_edm2.checkpoint import read_record
 from jax_edm2.converter.train.checkpoints import Checkpoints
-from tests.support import children
+from tests.support import children, killed
 from tests.support.datasets import small_dataset
 from tests.support.trainings import BATCH
 
@@ -63,6 +65,11 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--devices", default="1,4")
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print("conversions: {}, {} in the midst, {} left something".format(*killed.conversions(Path(folder), 100)))
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as snapshots:
+        resumed = killed.reconstructions(killed.write_snapshots(Path(snapshots)), Path(folder), 50)
+        print(f"averages: 50 kills, {resumed} went on in the midst", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         wrong = sum(survey(Path(folder), int(devices), args.kills) for devices in args.devices.split(","))
     return 1 if wrong else 0

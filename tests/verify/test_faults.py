@@ -7,18 +7,13 @@ import pytest
 
 from jax_edm2.converter.processes import ROOT
 from tests.corpora.faults import FAULTS
-from tests.support.laboratory import ALL, Laboratory, checks_for, edited, found, is_found
+from tests.support.laboratory import ALL, checks_for, edited, found, is_found
 
 
 HERE = {
     "kernel transposed in space", "upsampling filter not mirrored", "softmax over queries",
     "clipping without a gradient", "betas exchanged",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
-    return Laboratory(tmp_path_factory.mktemp("faults"))
 
 
 def test_no_fault(laboratory):

@@ -16,7 +16,6 @@ from PIL import Image
 from jax_edm2.converter.verify.report.html import html
 from jax_edm2.converter.verify.report.text import FED, markdown, terminal, to_json
 from tests.corpora.faults import NETWORK
-from tests.support.laboratory import Laboratory
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -33,9 +32,8 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
+def records(laboratory):
     """Reports on the correct network and on one with a fault."""
-    laboratory = Laboratory(tmp_path_factory.mktemp("html"))
     fault = next(fault for fault in NETWORK if fault.name == "softmax over queries")
     good = laboratory.examine(None, ("parameters", "forward", "trajectory"))
     bad = laboratory.examine(fault, ("parameters", "forward", "trajectory"))

@@ -28,14 +28,8 @@ from jax_edm2.converter.verify.torch_side.precision import probe_torch
 from jax_edm2.converter.verify.truth import Truth
 from jax_edm2.tensors import CheckpointError
 from jax_edm2.torch_ref.training import PowerFunctionEMA
-from tests.support.laboratory import Laboratory
 from tests.support.networks import configs, relative_error
 from tests.surveys.verify import verify_random
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
-    return Laboratory(tmp_path_factory.mktemp("verify"))
 
 
 def judged(laboratory, change=lambda facts: facts, checks=("forward",)):

@@ -48,7 +48,7 @@ def test_euler_s_method_in_diffrax_is_ours():
     np.testing.assert_allclose(end.ys[-1], ours, atol=2e-5)  # measured: 3e-7
 
 
-@pytest.mark.parametrize("churn", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("churn", [1.0, 3.0])
 def test_the_stochastic_variants_have_the_same_marginals(churn):
     noise = jax.random.normal(jax.random.key(1), (512, 1, 4, 4))
     shape = jax.ShapeDtypeStruct(noise.shape, noise.dtype)
@@ -63,6 +63,15 @@ def test_the_stochastic_variants_have_the_same_marginals(churn):
     assert abs(float(found.std()) - STD) < 0.015
 
 
+def test_without_churn_it_is_the_probability_flow():
+    shape = jax.ShapeDtypeStruct(NOISE.shape, NOISE.dtype)
+    path = diffrax.VirtualBrownianTree(0.002, 80.0, tol=1e-3, shape=shape, key=jax.random.key(2))
+    drift, diffusion = jax_edm2.diffrax.reverse_sde(denoise, path, 0.0).terms
+    flow = jax_edm2.diffrax.probability_flow(denoise)
+    np.testing.assert_array_equal(drift.vf(3.0, NOISE, None), flow.vf(3.0, NOISE, None))
+    assert not jnp.any(diffusion.vf(3.0, NOISE, None).mv(NOISE))
+
+
 def test_encode_undoes_decode_and_both_are_exact():
     images = jax_edm2.diffrax.decode(denoise, NOISE)
     np.testing.assert_allclose(images, exact_path(NOISE, 0.002), atol=1e-4)  # measured: 1.7e-5
@@ -71,8 +80,8 @@ def test_encode_undoes_decode_and_both_are_exact():
 
 def test_a_sample_of_the_digits_is_inverted_and_restored(digits):
     net, variables = digits
-    seeds = jax_edm2.TorchCUDA(range(4))
-    noise, labels = seeds.randn((1, 8, 8)), jax.nn.one_hot(jnp.arange(4), 10)
+    seeds = jax_edm2.TorchCUDA(range(2))
+    noise, labels = seeds.randn((1, 8, 8)), jax.nn.one_hot(jnp.arange(2), 10)
     images = jax_edm2.sample(net, variables, jnp.asarray(noise), labels)
     flow = jax_edm2.denoiser(net, variables, labels)
     found = jax.jit(lambda images: jax_edm2.diffrax.encode(flow, images))(images)
@@ -117,7 +126,8 @@ def test_bits_per_dimension():
     np.testing.assert_allclose(jax_edm2.diffrax.bits_per_dim(uniform, images), math.log2(255), rtol=1e-6)
 
 
-def test_the_likelihood_of_digits_is_that_of_pytorch_in_float64(digits):
-    bits, noise = likelihood.distance(*digits, json.loads(likelihood.RECORD.read_text()))
+def test_the_likelihood_of_a_digit_is_that_of_pytorch_in_float64(digits):
+    """`make golden` tries all that are recorded."""
+    bits, noise = likelihood.distance(*digits, json.loads(likelihood.RECORD.read_text())[:1])
     assert bits < likelihood.BOUND
     assert noise < 1e-2
