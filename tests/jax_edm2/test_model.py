@@ -85,9 +85,7 @@ def test_a_snapshot_gives_what_its_checkpoint_gives(tiny_pkl, tiny_checkpoint):
     for a, b in zip(*map(jax.tree.leaves, (ours.variables, theirs.variables)), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    wide = jax_edm2.from_pretrained(
-        tiny_pkl, dtype=jnp.float32, compute_dtype=jnp.bfloat16, sharding=jax.devices()[1]
-    )
+    wide = jax_edm2.from_pretrained(tiny_pkl, dtype=jnp.float32, compute_dtype=jnp.bfloat16, sharding=jax.devices()[1])
     leaf = jax.tree.leaves(wide.variables)[0]
     assert (leaf.dtype, leaf.devices(), wide.net.dtype) == (jnp.float32, {jax.devices()[1]}, jnp.bfloat16)
 

@@ -254,7 +254,9 @@ def test_a_network_guides_itself(digits):
     settings = Settings(num_steps=2, guidance=3.0, unconditional=True)
     samples = sample(net, variables, x, labels, settings=settings)
     denoise = denoiser(net, variables, labels, guide=digits, guidance=3.0, unconditional=True)
-    theirs = jax.jit(lambda x: heun(denoise, x, settings.sigmas))(x)  # far from pictures: this network was trained with labels alone
+    theirs = jax.jit(lambda x: heun(denoise, x, settings.sigmas))(
+        x
+    )  # far from pictures: this network was trained with labels alone
     assert np.abs(samples - theirs).max() < 2e-5 * np.abs(theirs).max()  # measured: 6.3e-6
     unlabelled = jax_edm2.Precond(jax_edm2.EDM2Config(8, 1, 0))
     with pytest.raises(ValueError, match="this one has none"):
