@@ -1,4 +1,7 @@
 import atexit
+import contextlib
+import ctypes
+import gc
 import os
 import shutil
 import tempfile
@@ -47,6 +50,9 @@ def compiled_for_one_module():
     """Compiled networks are kept in memory until a module's end, and on disk until the end of all tests."""
     yield
     jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # other systems' C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)  # or glibc keeps what was freed: the sum of all modules' most
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.support.killed import conversions, names
 
 
 def test_conversion_killed_at_any_moment(tmp_path):
-    """SIGKILL at random moments while an output is replaced: it is the old one or the new one; `make kills` does more."""
+    """SIGKILL while an output is replaced: it is the old one or the new one; `make kills` does more."""
     seen, midst, left = conversions(tmp_path, 25)
     assert midst > 5
     assert left > 0
