@@ -6,18 +6,13 @@ import pytest
 from PIL import Image
 
 from jax_edm2.converter.processes import ROOT
-from jax_edm2.torch_ref.snapshot import write_snapshot
 from tests.support.command_line import Tool
-from tests.support.networks import network
+from tests.support.killed import write_snapshots
 
 CONVERT, DATASET, PHEMA, SAMPLE, TRAIN, VERIFY = (
     Tool(f"edm2-{name}", []) for name in ("convert", "dataset", "phema", "sample", "train", "verify")
 )
 FIVE = (ROOT / "golden" / "digits-five.zip").read_bytes
-SMALL = {
-    "img_resolution": 8, "img_channels": 2, "label_dim": 3, "model_channels": 8, "channel_mult": [1, 2],
-    "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -35,17 +30,13 @@ def done(tool, *arguments) -> str:
 
 @pytest.fixture
 def snapshots(tmp_path):
-    """Of a small network at two times: contents by name."""
-    names = [f"run-{kimg:07d}-{std}.pkl" for kimg in (65, 131) for std in ("0.050", "0.100")]
-    for number, name in enumerate(names):
-        write_snapshot(tmp_path / name, network(SMALL, seed=number))
-    return {name: (tmp_path / name).read_bytes() for name in names}
+    """Of a small network at several times: contents by name."""
+    (tmp_path / "raw").mkdir()
+    return {path.name: path.read_bytes() for path in write_snapshots(tmp_path / "raw").iterdir()}
 
 
 def test_averages_of_a_bucket_and_of_the_hub(s3, hub, snapshots, tmp_path):
-    (tmp_path / "raw").mkdir()
     for name, data in snapshots.items():
-        (tmp_path / "raw" / name).write_bytes(data)
         s3.put(f"raw/{name}", data)
     s3.put("raw/below/run-0000196-0.050.pkl", b"in another folder")
     s3.put("raw-other/run-0000196-0.050.pkl", b"in another one")
