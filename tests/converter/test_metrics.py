@@ -88,9 +88,9 @@ def test_a_folder_of_many_kinds_of_pictures(ref, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
-@pytest.mark.parametrize(("devices", "processes"), [(8, 1), (1, 2)])
+@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (8, 1), (1, 2)])
 def test_any_number_of_devices_and_processes(data, tmp_path, devices, processes):
-    """The same moments to 1e-12 as of two devices: 150 pictures in batches that they do not fill."""
+    """The same moments to 1e-12: 150 pictures in batches that they do not fill."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
@@ -111,8 +111,8 @@ def test_killed_at_any_moment(data, tmp_path):
     """The same command goes on, and ends with the same moments; `make metrics` kills more."""
     arguments = (str(data), str(tmp_path / "killed.pkl"), str(tmp_path / "progress"))
     longest = children.duration(children.reference, (*arguments[:1], str(tmp_path / "whole.pkl"), str(tmp_path / "p")))
-    kills = sum(children.kill_at_random(children.reference, arguments, longest, seed) for seed in range(3))
-    assert kills
+    kills = sum(children.kill_at_random(children.reference, arguments, longest, seed) for seed in range(6))
+    assert kills >= 2
     process = children.start(children.reference, *arguments)
     process.join()
     assert process.exitcode == 0

@@ -24,7 +24,7 @@ def test_conversion_killed_at_any_moment(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
 def test_a_folder_replaced_by_a_killed_process(tmp_path, exchange):
     target = tmp_path / "x.orbax"
-    for i in range(20):
+    for i in range(60):
         children.write_folder(str(target), "old")
         assert names(tmp_path) == ["x.orbax"]
         kill_at_random(children.write_folder, (str(target), "new", exchange), 0.03, i)

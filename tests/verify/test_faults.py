@@ -1,4 +1,4 @@
-"""A fault of the corpus for each check, and for weights and operations, is found and named; no fault is not.
+"""Some faults of the corpus, of every kind, are detected and named; the network without a fault is not.
 
 `make faults` tries all of them.
 """
@@ -6,13 +6,8 @@
 import pytest
 
 from jax_edm2.converter.processes import ROOT
-from tests.corpora.faults import FAULTS
+from tests.corpora.faults import FAULTS, TRAINING
 from tests.support.laboratory import ALL, checks_for, edited, found, is_found
-
-HERE = {
-    "kernel transposed in space", "upsampling filter not mirrored", "softmax over queries",
-    "clipping without a gradient", "betas exchanged",
-}  # fmt: skip
 
 
 def test_no_fault(laboratory):
@@ -23,9 +18,8 @@ def test_no_fault(laboratory):
     assert all(found for check, found in outcome.measurements.items() if check in ALL)
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in HERE], ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*FAULTS[: -len(TRAINING)][::12], TRAINING[7]], ids=lambda fault: fault.name)
 def test_fault(laboratory, fault):
-    assert {each.name for each in FAULTS} >= HERE
     outcome = laboratory.examine(fault, checks_for(fault))
     assert outcome.exit_code == 1
     assert is_found(fault, outcome), (found(fault, outcome), outcome.reasons)

@@ -81,7 +81,7 @@ def test_bits_flipped(tmp_path):
         assert found == facts
         assert values.keys() == arrays.keys()
         assert all(np.array_equal(values[key], arrays[key], equal_nan=True) for key in arrays)
-    assert refusals > 60
+    assert refusals > 66
 
 
 def test_mutants(tmp_path):
